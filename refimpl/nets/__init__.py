@@ -1,0 +1,8 @@
+"""Small networks with plain constructors."""
+
+from refimpl.nets.fourier import FourierFeatures
+from refimpl.nets.mlp import mlp
+from refimpl.nets.siren import Sine, siren
+from refimpl.nets.stack import Stack
+
+__all__ = ["FourierFeatures", "Sine", "Stack", "mlp", "siren"]

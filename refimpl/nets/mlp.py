@@ -1,0 +1,50 @@
+"""Multilayer perceptron."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+__all__ = ["check_sizes", "mlp"]
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError naming the first size that is not a whole number >= 1."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: got {value!r}, expected a whole number >= 1")
+
+
+def mlp(
+    dim_in: int,
+    dim_out: int,
+    *,
+    width: int,
+    depth: int,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+    bias: bool = True,
+) -> nn.Sequential:
+    """Fully connected network with ``depth`` linear layers (so ``depth - 1`` hidden ones) and a linear output.
+
+    Args:
+        dim_in: number of input features.
+        dim_out: number of output features.
+        width: units of each hidden layer.
+        depth: number of linear layers, >= 1.
+        activation: makes the module between two layers.
+        bias: whether the layers have biases.
+
+    Returns:
+        Module that maps (*batch, dim_in) to (*batch, dim_out), initialised as PyTorch does by default.
+
+    Raises:
+        ValueError: if a size is not a whole number >= 1.
+
+    >>> [tuple(p.shape) for p in mlp(2, 1, width=8, depth=3).parameters()]
+    [(8, 2), (8,), (8, 8), (8,), (1, 8), (1,)]
+    """
+    check_sizes(dim_in=dim_in, dim_out=dim_out, width=width, depth=depth)
+    sizes = [dim_in, *[width] * (depth - 1), dim_out]
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(a, b, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,119 @@
+"""One style for every figure, text cells with measured numbers, and the controls of *Play*.
+
+Nothing here is imported by the methods; matplotlib, IPython and ipywidgets are imported inside the functions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["PALETTE", "label_panels", "play", "say", "sequential", "use_course_style"]
+
+# Okabe and Ito's colour-blind-safe colours without their yellow, darkest contrast first.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444"]
+
+
+def use_course_style() -> None:
+    """Set matplotlib's defaults to the course's style: sizes for notebook width, quiet axes, the palette."""
+    import matplotlib as mpl
+    from cycler import cycler
+
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.6, 3.1),
+            "figure.dpi": 78,
+            "savefig.dpi": 78,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "white",
+            "font.size": 10.5,
+            "font.family": "DejaVu Sans",
+            "axes.titlesize": 10.5,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.labelsize": 10.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#666666",
+            "axes.linewidth": 0.8,
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "axes.grid": True,
+            "grid.color": "#e4e4e4",
+            "grid.linewidth": 0.7,
+            "axes.axisbelow": True,
+            "xtick.color": "#444444",
+            "ytick.color": "#444444",
+            "legend.frameon": False,
+            "legend.fontsize": 9.5,
+            "lines.linewidth": 1.8,
+            "image.cmap": "cividis",
+        }
+    )
+
+
+def sequential(n: int) -> list[tuple[float, float, float, float]]:
+    """``n`` colours in an order that the eye reads as low to high (also in grey and to a colour-blind eye).
+
+    Raises:
+        ValueError: if ``n`` is less than 1.
+    """
+    import matplotlib as mpl
+
+    if n < 1:
+        raise ValueError(f"n: got {n}, expected at least 1")
+    return [mpl.colormaps["viridis"](0.05 + 0.83 * i / max(n - 1, 1)) for i in range(n)]
+
+
+def label_panels(axes: Any, titles: list[str]) -> None:
+    """Give each panel its title; a missing or surplus title is an error.
+
+    Raises:
+        ValueError: if there are not as many titles as panels.
+    """
+    import numpy as np
+
+    panels = np.ravel(axes)
+    if len(panels) != len(titles):
+        raise ValueError(f"titles: got {len(titles)}, expected one for each of {len(panels)} panels")
+    for ax, title in zip(panels, titles, strict=True):
+        ax.set_title(title)
+
+
+def say(text: str) -> None:
+    """Show a sentence that holds measured numbers: as Markdown in a notebook, as text in a script."""
+    if _in_notebook():
+        from IPython.display import Markdown, display
+
+        display(Markdown(text))
+    else:
+        print(text)
+
+
+def play(draw: Callable[..., None], **controls: Any) -> None:
+    """Show ipywidgets controls above a figure that ``draw(**values)`` makes anew at each move.
+
+    Outside a notebook it calls ``draw`` once with the controls' first values, so that a script runs the same code.
+
+    Args:
+        draw: function that makes one matplotlib figure and shows it.
+        **controls: ipywidgets, one for each argument of ``draw``.
+    """
+    if not _in_notebook():
+        draw(**{name: control.value for name, control in controls.items()})
+        return
+    import ipywidgets
+    from IPython.display import display
+
+    picture = ipywidgets.interactive_output(draw, controls)
+    for control in controls.values():
+        control.style.description_width = "initial"
+        control.layout.width = "min(100%, 26em)"
+    picture.layout.min_height = "18em"
+    display(ipywidgets.VBox([ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), picture]))
+
+
+def _in_notebook() -> bool:
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    shell = get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
