@@ -16,6 +16,7 @@ import math
 import os
 import re
 import time
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,20 @@ class Claims:
             raise ValueError(f"claims: got ids {[c.id for c in claims]}, expected at least one and no id twice")
         self.values: dict[str, list[float]] = {}
         self._start = time.perf_counter()
+
+    @classmethod
+    def declared(cls, chapter: str) -> "Claims":
+        """The claims that ``refimpl/declared/NAME.toml`` declares, where a chapter has too many for one cell.
+
+        Raises:
+            ValueError: if there is no such declaration.
+        """
+        path = Path(__file__).parent / "declared" / f"{chapter}.toml"
+        if not path.exists():
+            raise ValueError(f"chapter: no declaration {path.name} in refimpl/declared")
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))["claim"]
+        rows = [row | {"bound": tuple(row["bound"]) if row["op"] == "in" else row["bound"]} for row in rows]
+        return cls(chapter, [Claim(**row) for row in rows])
 
     def __call__(self, id: str, value: float | Iterable[float]) -> None:
         """Compare a measured value (or several repetitions, which must all pass) with the criterion; print the verdict.
