@@ -71,8 +71,8 @@ class Claim:
     def criterion(self) -> str:
         """The criterion as a reader sees it."""
         if self.op == "in":
-            return f"{self.quantity} between {self.bound[0]:g} and {self.bound[1]:g}"
-        return f"{self.quantity} {'≤' if self.op == '<=' else '≥'} {self.bound:g}"
+            return f"{self.quantity}: between {self.bound[0]:g} and {self.bound[1]:g}"
+        return f"{self.quantity}: {'≤' if self.op == '<=' else '≥'} {self.bound:g}"
 
     def holds(self, value: float | Iterable[float]) -> bool:
         """Whether each measured value meets the criterion; a non-finite value never does.

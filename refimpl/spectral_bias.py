@@ -79,7 +79,7 @@ def recovered(
     if y.shape[-1] != target.shape[-1]:
         raise ValueError(f"target: got {target.shape[-1]} samples, expected {y.shape[-1]}")
     have, want = coefficients(y, frequencies), coefficients(target, frequencies)
-    if (want.abs() <= 1e-6 * want.abs().max()).any():
+    if (want.abs() <= 1e-4 * want.abs().max()).any():
         raise ValueError(f"target: has no component at some of the frequencies {list(frequencies)}")
     return have.abs() / want.abs() if kind == "magnitude" else (have - want).abs() / want.abs()
 
