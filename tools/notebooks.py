@@ -11,6 +11,7 @@ outputs, and a change inside refimpl is not seen: after one, name the chapters t
 """
 
 import argparse
+import asyncio
 import os
 import re
 import subprocess
@@ -69,7 +70,7 @@ def ruff(nb, name: str, root: Path):
     careful = ["--unfixable", "I001"] if name.startswith("solutions") else []
     text = nbformat.writes(nb)
     lint = ["check", "--fix", "--quiet", "--output-format", "concise", *careful]
-    for command in (["format", "--quiet"], lint, ["format", "--quiet"]):
+    for command in (["format"], lint, ["format"]):
         call = [sys.executable, "-m", "ruff", *command, "--stdin-filename", name, "-"]
         done = subprocess.run(call, input=text, capture_output=True, text=True, cwd=root, encoding="utf-8")
         if done.returncode:
@@ -89,9 +90,9 @@ def execute(nb, folder: Path, timeout: int) -> None:
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=OwnInterpreter())
     client = NotebookClient(nb, timeout=timeout, km=manager, record_timing=False, coalesce_streams=True)
     with tempfile.TemporaryDirectory() as home, open(Path(home) / "kernel.log", "w+") as log:
-        env = os.environ | QUICK | {"IPYTHONDIR": home}
+        env = {"OMP_NUM_THREADS": "1"} | os.environ | QUICK | {"IPYTHONDIR": home}
         try:
-            client.execute(cwd=str(folder), env=env, stderr=log)
+            asyncio.run(client.async_execute(cwd=str(folder), env=env, stderr=log, cleanup_kc=True))
         except (CellExecutionError, CellTimeoutError) as error:
             numbered = list(enumerate(code_cells(nb), start=1))
             started = [(n, cell) for n, cell in numbered if cell.execution_count is not None or cell.outputs]
@@ -142,7 +143,7 @@ def sync_one(py: Path, root: Path, force: bool, timeout: int) -> str:
     ipynb = py.with_suffix(".ipynb")
     stored = nbformat.read(ipynb, as_version=4) if ipynb.exists() else None
     same = stored is not None and [c.source for c in code_cells(stored)] == [c.source for c in code_cells(nb)]
-    if same and not force and not check_notebook(ipynb, root):
+    if same and not force and not check_notebook(ipynb, root, twin=False):
         for cell, old in zip(code_cells(nb), code_cells(stored), strict=True):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
         done = "kept its outputs"
@@ -197,20 +198,12 @@ def run(args: argparse.Namespace) -> int:
         print(py.stem, flush=True)
         env = os.environ | {"MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"}
         with tempfile.TemporaryDirectory() as folder:
-            process = subprocess.Popen(
-                [sys.executable, str(py)],
-                cwd=folder,
-                env=env,
-                text=True,
-                encoding="utf-8",
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            for line in process.stdout:
-                lines = [*lines[-60:], line]
-                if CLAIM_LINE.match(line):
-                    print(f"  {line}", end="", flush=True)
-            process.wait()
+            pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+            with subprocess.Popen([sys.executable, str(py)], cwd=folder, env=env, **pipe) as process:
+                for line in process.stdout:
+                    lines = [*lines[-60:], line]
+                    if CLAIM_LINE.match(line):
+                        print(f"  {line}", end="", flush=True)
         if process.returncode:
             failed.append(py.stem)
             print(f"  FAILED with exit status {process.returncode}\n\n" + "".join(lines))
