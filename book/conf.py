@@ -12,6 +12,7 @@ author = "The course authors"
 language = "en"
 extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton"]
 exclude_patterns = ["_static"]
+highlight_language = "none"
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 4
@@ -56,7 +57,9 @@ html_theme_options = {
         "jupyterhub_url": settings["hub"] or "",
     },
 }
-copybutton_selector = "div.cell_input pre, div.highlight-bash pre, div.highlight-python pre, div.highlight-console pre"
+copybutton_selector = ", ".join(
+    f"div.{name} pre" for name in ("cell_input", "highlight-none", "highlight-python", "highlight-bash")
+)
 
 
 def mark_columns(app, doctree, docname):

@@ -320,3 +320,13 @@ def test_install_without_apt_is_explained(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="no apt-get"):
         browser.apt_install("chromium")
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_nothing_is_left_out_in_ci(monkeypatch, ci, outcome):
+    monkeypatch.syspath_prepend(ROOT / "tests/browser")
+    from browser_support import leave_out
+
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="no browser"):
+        leave_out("no browser")

@@ -62,8 +62,10 @@ def assemble(root: Path, source: Path, hub: str | None = None) -> list[str]:
     measures = {path: links.rewrite(text, "README.md") for path, text in book_pages.measured(root).items()}
     _write(source / "index.md", book_pages.home(title, pitch, chapters, pages, measures))
     _write(source / "launch.md", book_pages.launch(address, chapters, sheets, hub))
-    if sheets:
-        _write(source / "exercises/index.md", book_pages.exercises(root, address, sheets))
+    if "exercises/README.md" in pages:
+        own = root / "exercises/README.md"
+        text = links.rewrite(own.read_text(encoding="utf-8"), "exercises/README.md") if own.is_file() else ""
+        _write(source / "exercises/index.md", book_pages.exercises(root, address, text, sheets))
     settings = {"title": title, "repository": address, "branch": BRANCH, "hub": hub}
     _write(source / "book.json", json.dumps(settings, indent=1))
     shutil.copyfile(ROOT / "book/conf.py", source / "conf.py")

@@ -94,7 +94,7 @@ def files(root: Path, found: list[Notebook], exercises: list[Notebook]) -> dict[
     """Each file of the repository that has a page, with the page's path in the book's source."""
     pages = {notebook.path: notebook.path for notebook in found + exercises}
     pages["README.md"] = "index.md"
-    if exercises:
+    if exercises or (root / "exercises/README.md").is_file():
         pages["exercises/README.md"] = "exercises/index.md"
     texts = [root / "results/README.md", *sorted((root / "teaching").glob("*.md")), *(root / name for name in SINGLE)]
     pages |= {path.relative_to(root).as_posix(): path.relative_to(root).as_posix() for path in texts if path.is_file()}
@@ -106,20 +106,21 @@ def files(root: Path, found: list[Notebook], exercises: list[Notebook]) -> dict[
 def folders(root: Path, exercises: list[Notebook], pages: dict[str, str]) -> dict[str, str]:
     """Each folder of the repository that has a page, with the page's path in the book's source."""
     found = {".": "index.md", "chapters": "index.md"}
-    if exercises:
+    if "exercises/README.md" in pages:
         found["exercises"] = "exercises/index.md"
         found |= {sheet.path.rsplit("/", 1)[0]: sheet.path for sheet in exercises}
     return found | {name: f"{name}/README.md" for name in ("results", "teaching") if f"{name}/README.md" in pages}
 
 
 def notebook(text: str, rewrite: Callable[[str], str], path: str) -> str:
-    """The notebook as the book shows it: links rewritten; launch cell and widgets left out."""
+    """The notebook as the book shows it: links rewritten; widgets left out; the launch cell is not shown."""
     stored = json.loads(text)
-    stored["cells"] = [cell for cell in stored["cells"] if "launch" not in cell["metadata"].get("tags", [])]
     for cell in stored["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = rewrite("".join(cell["source"]))
             continue
+        if "launch" in (tags := cell["metadata"].get("tags", [])):
+            cell["metadata"]["tags"] = [*tags, "remove-cell"]
         if path.startswith("exercises/"):
             cell["outputs"], cell["execution_count"] = [], None
         cell["outputs"] = [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
@@ -198,17 +199,11 @@ def _card(chapter: Notebook, measures: str | None) -> list[str]:
     return [*lines, "::::", ""]
 
 
-def exercises(root: Path, address: str, found: list[Notebook]) -> str:
-    """The list of exercise sheets."""
-    lines = ["# Exercises", ""]
-    lines += [
-        "Each sheet belongs to the chapter of the same number. Open it in JupyterLab, fill in the marked cells and"
-    ]
-    lines += [
-        "run the tests that stand below each task; they tell you what is wrong without giving the answer away.",
-        "",
-    ]
-    lines += ["| sheet | solved sheet |", "|---|---|"]
+def exercises(root: Path, address: str, text: str, found: list[Notebook]) -> str:
+    """The page of the exercises: `text`, which is their README.md, and the list of the sheets."""
+    lines = [text.strip() or "# Exercises", ""]
+    if found:
+        lines += ["## The sheets", "", "| sheet | solved sheet |", "|---|---|"]
     for sheet in found:
         name = sheet.path.split("/")[1]
         solved = f"solutions/{name}/{name}.ipynb"

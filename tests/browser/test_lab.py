@@ -105,6 +105,7 @@ def test_chapter_runs_and_its_slider_redraws(lab, open_page):
         timeout=PATIENCE * 1000,
     )
     print(f"the picture changed {time.monotonic() - start:.2f} s after the slider was taken")
+    page.wait_for_timeout(1000)
     page.wait_for_function(KERNEL_IDLE)
     assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
     assert not [error for error in witness.errors if error.startswith("uncaught")], witness.errors
