@@ -107,11 +107,13 @@ def test_a_value_that_is_not_finite_never_holds(op, bound, value):
 
 def test_any_kind_of_number_can_be_measured():
     claim = make(op="<=", bound=2.0)
-    for value in (1.5, np.float64(1.5), np.array([1.0, 2.0]), [1.0, 2.0], (1.0, 2.0)):
+    numbers = (1, 1.5, np.float64(1.5), torch.tensor(1.5))
+    several = (torch.tensor([1.0, 2.0]), np.array([1, 2]), [1, 2.0], (1.0, 2.0), [torch.tensor(1.0), np.float64(2.0)])
+    for value in (*numbers, *several):
         assert claim.holds(value)
     assert claim.holds(v for v in (1.0, 2.0))
-    for empty in ([], np.zeros(0)):
-        with pytest.raises(ValueError, match="^value: got no numbers"):
+    for empty in ([], torch.zeros(0), np.zeros(0), "1.5", [None], [[1.0]]):
+        with pytest.raises(ValueError, match="^value: got .* numbers?"):
             claim.holds(empty)
 
 
@@ -141,7 +143,7 @@ def test_a_second_measurement_replaces_the_first(capsys):
 def test_an_undeclared_claim_is_named():
     with pytest.raises(ValueError, match="^id: 'XY-3' is not declared; declared are XY-1, XY-2"):
         pair()("XY-3", 1.0)
-    with pytest.raises(ValueError, match="^value: got no numbers"):
+    with pytest.raises(ValueError, match="^value: got .* numbers?"):
         pair()("XY-1", [])
 
 
