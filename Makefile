@@ -25,6 +25,7 @@ $(VENV)/.course: pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing JupyterLab, PyTorch and the course into $(VENV) (minutes, once)"
 	$(PIP) -e ".[course]"
+	@$(PY) -c 'from refimpl import runtime; print(runtime.describe())'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.course
@@ -35,7 +36,6 @@ $(VENV)/.dev: $(VENV)/.course
 setup: $(VENV)/.dev ## install everything, open nothing
 
 lab: $(VENV)/.course ## install what is needed, open JupyterLab on the chapters
-	@$(PY) -c 'from refimpl import runtime; print(runtime.describe())'
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/chapters $(LAB_ARGS)
 
 run: $(VENV)/.course ## run all chapters, or one (CHAPTER=01), without a browser; print their claims
