@@ -4,6 +4,7 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -31,6 +32,13 @@
 # **You need first**: PyTorch, the discrete Fourier transform, and [chapter 00](00_how_this_course_works.ipynb). **Time**: 90 minutes.
 
 # %% tags=["launch"]
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("refimpl") is None:  # for example on Colab: install the course from its repository
+    package = "refimpl[course] @ git+https://github.com/OWNER/REPOSITORY"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %% [markdown]
 # Every size that this chapter uses stands in the next cell: *quick* runs on a laptop in about a minute, *full* is the paper's size and wants a GPU.
@@ -46,13 +54,15 @@ from torch.nn import functional as F
 
 from refimpl import polytopes, runtime
 from refimpl import spectral_bias as sb
-from refimpl.claims import Claims, load_record
+from refimpl.claims import Claims, Summary, load_record
 from refimpl.data import digits, flower, grid, radial_noise, sum_of_sines
 from refimpl.nets import FourierFeatures, Stack, mlp, siren
 from refimpl.plots import PALETTE, label_panels, play, say, sequential, use_course_style
 from refimpl.training import fit
 
 use_course_style()
+
+# %%
 size, device, seed = runtime.size, runtime.device(), runtime.seed()
 SINES = size(
     quick=dict(points=128, frequencies=[2, 4, 6, 8, 10], runs=2, width=128, depth=5, lr=5e-4, steps=2500),
@@ -68,8 +78,6 @@ CURVE = size(
 )
 DELTA = size(quick=dict(points=100, runs=3, lr=1e-3, steps=1000), full=dict(points=200, runs=10, lr=3e-4, steps=60_000))
 KERNEL_WIDTH, REMEDY_STEPS = size(quick=(1024, 500), full=(2048, 2000))
-
-# %%
 print(runtime.describe())
 
 # %% [markdown]
@@ -111,7 +119,13 @@ spectra = torch.stack(spectra)  # (time, modes)
 
 # %% alt="Heat map of recovered amplitude: low frequencies become bright early, high frequencies late. Right: target and three snapshots of the network."
 fig, (left, right) = plt.subplots(1, 2, width_ratios=[1.25, 1])
-image = left.imshow(spectra.T.clamp(0, 1), aspect="auto", origin="lower", extent=[0, 2500, -0.5, len(frequencies) - 0.5])
+image = left.imshow(
+    spectra.T.clamp(0, 1),
+    aspect="auto",
+    origin="lower",
+    interpolation="nearest",
+    extent=[0, 2500, -0.5, len(frequencies) - 0.5],
+)
 left.set(xlabel="step", ylabel="frequency (cycles)", yticks=range(len(frequencies)), yticklabels=frequencies.tolist())
 left.grid(False)
 fig.colorbar(image, ax=left, label="recovered amplitude")
@@ -133,6 +147,7 @@ plt.show()
 # %%
 claim = Claims.declared("01_spectral_bias")
 claim
+
 
 # %% [markdown]
 # ## The idea: three different statements
@@ -173,7 +188,9 @@ copy.load_state_dict(start)
 _, _, outputs = train([copy], z[None, :, None], target[None], steps=200, lr=SINES["lr"], record_every=10, name="copy")
 difference = (sb.recovered(outputs[:-1, 0], target, SINES["frequencies"]) - spectra[:20]).abs().amax(1)
 assert device.type == "cuda" or difference[:6].max() < 1e-5, difference
-say(f"Largest difference between the plain loop and `refimpl`: {difference[:6].max():.0e} in the first 50 steps, {difference.max():.0e} in the first 200.")
+say(
+    f"Largest difference between the plain loop and `refimpl`: {difference[:6].max():.0e} in the first 50 steps, {difference.max():.0e} in the first 200."
+)
 
 # %% [markdown]
 # The two agree to rounding at first. Then they part, as any two correct programs would: each time a unit switches, training amplifies the last digit. That is why this course compares numbers early, and conclusions late.
@@ -194,8 +211,12 @@ networks = [mlp(1, 1, width=SINES["width"], depth=SINES["depth"]) for _ in range
 bounds_before = [sb.lipschitz_bound(net) for net in networks]
 x = z[:, None].expand(2 * runs, -1, 1)
 record = max(SINES["steps"] // 250, 1)
-stack, steps, outputs = train(networks, x, signals, steps=SINES["steps"], lr=SINES["lr"], record_every=record, name="sines")
-trained = [stack.network(i, mlp(1, 1, width=SINES["width"], depth=SINES["depth"]).to(device)).cpu() for i in range(2 * runs)]
+stack, steps, outputs = train(
+    networks, x, signals, steps=SINES["steps"], lr=SINES["lr"], record_every=record, name="sines"
+)
+trained = [
+    stack.network(i, mlp(1, 1, width=SINES["width"], depth=SINES["depth"]).to(device)).cpu() for i in range(2 * runs)
+]
 magnitude = sb.recovered(outputs, signals, ks)  # (time, networks, modes)
 residual = sb.recovered(outputs, signals, ks, kind="residual")
 
@@ -210,7 +231,7 @@ for ax, run in zip(axes[:2], (0, runs)):
     ax.axhline(1, color="#999999", lw=0.8, ls="--")
     ax.set(xlabel="step", ylim=(0, 1.7))
 axes[0].set_ylabel("recovered amplitude")
-axes[1].legend(fontsize=8, ncols=2, loc="upper right", handlelength=1.2, columnspacing=0.8)
+axes[0].legend(fontsize=8, ncols=2, loc="lower right", handlelength=1.2, columnspacing=0.8)
 bounds_after = [sb.lipschitz_bound(net) for net in trained]
 axes[2].bar(["before", "after"], [bounds_before[0], bounds_after[0]], color=[PALETTE[4], PALETTE[0]])
 axes[2].set(yscale="log", ylabel="product of spectral norms")
@@ -269,13 +290,16 @@ fine = torch.linspace(-1, 1, 20_001).double()
 values = (v * F.relu(fine[:, None] * w + b)).sum(1)
 quadrature = torch.trapezoid(values * torch.exp(-1j * k[:, None] * fine), fine)
 kinks = polytopes.shallow_relu_transform(w, b, v, k)
-pieces = polytopes.piecewise_linear_transform(torch.tensor([-1.0, 0, 1]).double(), torch.tensor([0.0, 1, 0]).double(), k)
+pieces = polytopes.piecewise_linear_transform(
+    torch.tensor([-1.0, 0, 1]).double(), torch.tensor([0.0, 1, 0]).double(), k
+)
 closed_form = (torch.sin(k / 2) / (k / 2)) ** 2
 say(
     f"Largest differences from the closed form: kink sum {(kinks - closed_form).abs().max():.0e}, "
     f"sum over linear pieces {(pieces - closed_form).abs().max():.0e}, quadrature {(quadrature - closed_form).abs().max():.0e}."
 )
 assert (kinks - closed_form).abs().max() < 1e-12 and (quadrature - closed_form).abs().max() < 1e-7
+
 
 # %% [markdown]
 # ### More dimensions: Lemma 1
@@ -319,8 +343,12 @@ def polygon(vertices, k):
     return total
 
 
+# %% [markdown]
+# Against `refimpl`, on a triangle and three waves, the second of which meets a side head-on:
+
+# %%
 triangle = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.2, 0.9]]).double()
-waves = torch.tensor([[3.0, -2.0], [0.0, 5.0], [40.0, 7.0]]).double()  # the second meets the bottom side head-on
+waves = torch.tensor([[3.0, -2.0], [0.0, 5.0], [40.0, 7.0]]).double()
 by_recursion = torch.stack([polygon(triangle, k) for k in waves])
 in_refimpl = polytopes.polygon_transform(triangle, waves)
 assert torch.allclose(by_recursion, in_refimpl, atol=1e-12)
@@ -332,19 +360,21 @@ say(f"Recursion and `polytopes.polygon_transform` differ by {(by_recursion - in_
 # ### A whole network
 #
 # We need a network with compact support: `inside_tent` builds $\min(\text{tent},\mathrm{relu}\,h)$ with the tent $\max(0,1-|x_1|-|x_2|)$ out of ReLU layers, for any one-hidden-layer network $h$.
-# We train $h$ to draw a ring, then cut the square into the exact linear regions, layer by layer: on a region, a unit's pre-activation is affine, so its zero line cuts the region in two.
+# We train $h$ to draw a lopsided hill, then cut the square into the exact linear regions, layer by layer: on a region, a unit's pre-activation is affine, so its zero line cuts the region in two.
 
 # %%
 torch.manual_seed(seed)
 points = (2 * torch.rand(1024, 2) - 1).double()
-ring = 0.45 * torch.exp(-(((points.norm(dim=1) - 0.45) / 0.22) ** 2))
+hill = 0.55 * torch.exp(-((points - torch.tensor([0.15, -0.1])).norm(dim=1) / 0.4).square())
 inner = mlp(2, 1, width=16, depth=2).double()
-fit(inner, lambda: (inner(points)[:, 0] - ring).square().mean(), num_steps=800, lr=1e-2, progress=False)
+fit(inner, lambda: (inner(points)[:, 0] - hill).square().mean(), num_steps=800, lr=1e-2, progress=False)
 tent_network = polytopes.inside_tent(inner)
 square = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]).double()
 regions = polytopes.linear_regions(tent_network, square)
 normals, strengths = polytopes.facets(regions)
-say(f"The network has {len(regions)} linear regions in the square and {len(normals)} lines along which its gradient jumps.")
+say(
+    f"The network has {len(regions)} linear regions in the square and {len(normals)} lines along which its gradient jumps."
+)
 
 # %% [markdown]
 # **Check of Lemma 1.** The sum over regions against brute-force quadrature on a fine grid, and against the network's own gradient at random points.
@@ -386,7 +416,7 @@ def decay(direction):
 along_normals = torch.tensor([decay(n) for n in normals[:6]])
 along_generic = torch.tensor([decay(u) for u in generic])
 
-# %% alt="Linear regions of the ring network; the plane of frequencies with bright rays along facet normals; decay like k^-2 on a ray and k^-3 off it."
+# %% alt="Linear regions of the hill network; the plane of frequencies with bright rays along facet normals; decay like k^-2 on a ray and k^-3 off it."
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.75))
 heights_max = heights.max()
 for region in regions:
@@ -402,7 +432,9 @@ for ax in axes[:2]:
     ax.grid(False)
 line = torch.logspace(0.5, 5, 700).double()
 for direction, colour, name in ((normals[0], PALETTE[1], "facet normal"), (generic[0], PALETTE[0], "generic")):
-    axes[2].loglog(line, polytopes.network_transform(regions, line[:, None] * direction).abs(), color=colour, lw=0.8, label=name)
+    axes[2].loglog(
+        line, polytopes.network_transform(regions, line[:, None] * direction).abs(), color=colour, lw=0.8, label=name
+    )
 axes[2].loglog(line, line**-2.0, "k--", lw=0.8)
 axes[2].loglog(line, 8 * line**-3.0, "k:", lw=0.8)
 axes[2].set(xlabel="$\\|k\\|$", ylabel="$|\\tilde f(k)|$", ylim=(1e-15, 1))
@@ -420,6 +452,7 @@ say(
 # NBVAL_CHECK_OUTPUT
 claim("SB-6", along_normals)
 claim("SB-7", along_generic)
+
 
 # %% [markdown]
 # **What you saw.** Each line along which the gradient jumps casts one ray into the frequency plane, at a right angle to itself. The dashed line falls like $k^{-2}$, the dotted one like $k^{-3}$.
@@ -526,7 +559,9 @@ claim("SB-8", beyond)
 # %%
 norms = [0, 0.5, 1, 2, 3, 4, 6]
 source = runtime.generator(seed)
-kept = torch.stack([sb.perturbation_robustness(net, z[:, None], ks, norms, num_draws=40, generator=source) for net in trained[:runs]])
+kept = torch.stack(
+    [sb.perturbation_robustness(net, z[:, None], ks, norms, num_draws=40, generator=source) for net in trained[:runs]]
+)
 at_four = kept[:, norms.index(4)]
 robustness = at_four[:, :2].mean(1) / at_four[:, -2:].mean(1)
 
@@ -571,7 +606,9 @@ eta = 0.25 * n / torch.linalg.eigvalsh(kernel)[-1].item()
 times = [0, 5, 10, 20, 50, 100, 150]
 with torch.no_grad():
     initial = wide(circle.to(device))[:, 0].cpu()
-predicted = torch.stack([sb.linearized_residual(kernel, -wave, lr=eta, steps=times) for wave in waves], 1)  # (times, modes, n)
+predicted = torch.stack(
+    [sb.linearized_residual(kernel, -wave, lr=eta, steps=times) for wave in waves], 1
+)  # (times, modes, n)
 
 # %% [markdown]
 # The real networks: one a mode, all from the same weights. Subtracting the initial output makes the residual start at exactly $-\lambda$, as in the prediction.
@@ -598,6 +635,7 @@ history = fit(
 observed = torch.stack([history.evaluations["residual"][history.evaluation_steps.index(t)].cpu() for t in times])
 
 
+# %%
 def left(residuals):
     """Share of each network's own mode that is still missing, shape (times, modes)."""
     own = [sb.coefficients(residuals[:, i], [k]) / sb.coefficients(waves[i], [k]) for i, k in enumerate(modes)]
@@ -612,8 +650,13 @@ kernel_error = (left(observed)[times.index(20)] - left(predicted)[times.index(20
 # %% alt="Kernel eigenvalues falling like k^-2; predicted and observed residual of four modes over 150 steps."
 fig, axes = plt.subplots(1, 2)
 axes[0].loglog(range(1, 17), energies[1:] / energies[1], "o-", ms=4)
-axes[0].loglog(range(1, 17), torch.arange(1, 17.0) ** -2, "k--", lw=0.8)
-axes[0].set(xlabel="frequency k (cycles)", ylabel="$\\lambda_k/\\lambda_1$", xticks=[1, 2, 4, 8, 16], xticklabels=[1, 2, 4, 8, 16])
+axes[0].loglog(range(2, 17), energies[8] / energies[1] * (torch.arange(2, 17.0) / 8) ** -2, "k--", lw=0.8)
+axes[0].set(
+    xlabel="frequency k (cycles)",
+    ylabel="$\\lambda_k/\\lambda_1$",
+    xticks=[1, 2, 4, 8, 16],
+    xticklabels=[1, 2, 4, 8, 16],
+)
 axes[0].minorticks_off()
 for i, colour in enumerate(sequential(len(modes))):
     axes[1].plot(times, left(predicted)[:, i], color=colour, label=f"k = {modes[i]}")
@@ -655,7 +698,11 @@ for _ in range(DIGITS["splits"]):
     train_part = x_split[:num_train]
     shift.append(radial_noise(train_part, 0.05).mean().item())
     for name, k in kinds.items():
-        noise = torch.zeros(num_train) if k is None else radial_noise(train_part, k, reference=None if "raw" in name else train_part)
+        noise = (
+            torch.zeros(num_train)
+            if k is None
+            else radial_noise(train_part, k, reference=None if "raw" in name else train_part)
+        )
         xs.append(x_split)
         ys.append(torch.cat([y_split[:num_train] + noise, y_split[num_train:]]))
 xs, ys = torch.stack(xs), torch.stack(ys)  # (splits * kinds, images, ...): training images first
@@ -663,7 +710,7 @@ say(f"Mean of the raw noise at k = 0.05: {sum(shift) / len(shift):.2f}, out of a
 
 # %%
 torch.manual_seed(seed)
-networks = [mlp(64, 1, width=DIGITS["width"], depth=DIGITS["depth"]) for _ in range(DIGITS["splits"]) for _ in range(1)]
+networks = [mlp(64, 1, width=DIGITS["width"], depth=DIGITS["depth"]) for _ in range(DIGITS["splits"])]
 noisy = Stack([net for net in networks for _ in kinds]).to(device)  # one initialisation a split, shared by all kinds
 x_all, y_all = xs.to(device), ys.to(device)
 every = max(DIGITS["steps"] // 100, 1)
@@ -688,7 +735,7 @@ for i, (name, colour) in enumerate(zip(kinds, ["#444444", PALETTE[3], PALETTE[0]
     ax.plot(history.evaluation_steps, validation.mean(1)[:, i], color=colour, label=name)
 ax.set(xlabel="step", ylabel="loss on clean labels", yscale="log")
 ax.set_title(f"Validation loss, mean over {DIGITS['splits']} splits")
-ax.legend(ncols=2, loc="center right")
+ax.legend(loc="lower left")
 plt.show()
 
 # %%
@@ -735,7 +782,10 @@ wanted = noisy_labels @ vectors
 fifths = torch.arange(count).chunk(5)
 share = torch.stack([missing[:, part].square().sum(1) / wanted[part].square().sum() for part in fifths], 1)
 clean_loss = (outputs[:, 0] - labels).square().mean(1)
-fitted_at = [kernel_steps[(share[:, i] < 0.1).nonzero()[0, 0]].item() if (share[:, i] < 0.1).any() else math.inf for i in range(5)]
+fitted_at = [
+    kernel_steps[(share[:, i] < 0.1).nonzero()[0, 0]].item() if (share[:, i] < 0.1).any() else math.inf
+    for i in range(5)
+]
 if math.isinf(fitted_at[-1]):  # not fitted at all within the budget: later than the last step
     fitted_at[-1] = kernel_steps[-1].item()
 
@@ -747,8 +797,8 @@ fig, axes = plt.subplots(1, 2)
 for i, colour in enumerate(sequential(5)):
     axes[0].plot(kernel_steps, share[:, i], color=colour, label=f"fifth {i + 1}")
 axes[0].axhline(0.1, color="#999999", ls="--", lw=0.8)
-axes[0].set(xlabel="step", ylabel="residual energy / target energy", yscale="log", ylim=(1e-3, 3))
-axes[0].legend(fontsize=8)
+axes[0].set(xlabel="step", ylabel="residual energy / target energy", yscale="log", ylim=(1e-3, 12))
+axes[0].legend(fontsize=8, ncols=3, loc="upper right", handlelength=1.2, columnspacing=0.8)
 axes[1].plot(kernel_steps, clean_loss, color=PALETTE[1])
 axes[1].set(xlabel="step", ylabel="loss on clean labels", yscale="log")
 label_panels(axes, ["Fifths of the kernel's spectrum", "The dip"])
@@ -785,7 +835,9 @@ _, curve_steps, outputs = train(
     record_every=10,
     name="curve",
 )
-curve_loss = (outputs - signals.repeat_interleave(len(petals), 0)).square().mean(-1).view(-1, CURVE["runs"], len(petals))
+curve_loss = (
+    (outputs - signals.repeat_interleave(len(petals), 0)).square().mean(-1).view(-1, CURVE["runs"], len(petals))
+)
 last = curve_loss[-5:].mean(0)  # mean over the last records, since Adam's loss jumps
 petal_ratio = (last[:, 0] / last[:, petals.index(10)]).mean().item()
 
@@ -804,12 +856,16 @@ for i, L in enumerate(petals):
 ax = fig.add_subplot(grid_spec[:, 3])
 for i, (L, colour) in enumerate(zip(petals, sequential(4))):
     ax.plot(curve_steps, curve_loss.mean(1)[:, i], color=colour, label=f"L = {L}")
-ax.set(xlabel="step", ylabel="training loss", yscale="log")
+ax.set(xlabel="step", ylabel="training loss", ylim=(0, None))
 ax.legend()
 plt.show()
 
 # %%
-say("Training loss at the end, mean over runs: " + ", ".join(f"L = {L}: {v:.2f}" for L, v in zip(petals, last.mean(0))) + ".")
+say(
+    "Training loss at the end, mean over runs: "
+    + ", ".join(f"L = {L}: {v:.2f}" for L, v in zip(petals, last.mean(0)))
+    + "."
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -846,6 +902,7 @@ def recovered_spike(depth, width, clip, name):
         return sb.coefficients(nets(inputs)[..., 0], bands).abs().mean(-1).cpu() * DELTA["points"]
 
 
+# %%
 torch.manual_seed(seed)
 by_depth = {depth: recovered_spike(depth, 32, 10.0, "depth") for depth in (3, 4, 5)}
 by_clip = {clip: recovered_spike(4, 64, clip, "clip") for clip in (0.1, 0.2, 0.5, 2.0)}
@@ -893,6 +950,10 @@ def fool(x, wanted, steps=200):
     return x.detach()
 
 
+# %% [markdown]
+# End points for each class: a third of the pairs joins two real images, a third a real and an adversarial one, a third two adversarial ones.
+
+# %%
 source = runtime.generator(seed)
 ends, target_class = [], []
 for c in range(10):
@@ -900,9 +961,18 @@ for c in range(10):
     real = pictures[certain][torch.randperm(int(certain.sum()), generator=source)[:36]]
     others = pictures[classes != c][torch.randperm(int((classes != c).sum()), generator=source)[:36]]
     false = fool(others, torch.full((36,), c))
-    ends.append(torch.cat([torch.stack([real[:12], real[12:24]], 1), torch.stack([real[24:], false[:12]], 1), torch.stack([false[12:24], false[24:]], 1)]))
+    ends.append(
+        torch.cat(
+            [
+                torch.stack([real[:12], real[12:24]], 1),
+                torch.stack([real[24:], false[:12]], 1),
+                torch.stack([false[12:24], false[24:]], 1),
+            ]
+        )
+    )
     target_class.append(torch.full((36,), c))
 ends, target_class = torch.cat(ends), torch.cat(target_class)  # (pairs, 2, 64): real-real, real-false, false-false
+
 
 # %% [markdown]
 # The path itself, for all pairs at once:
@@ -928,6 +998,7 @@ def certainty(path, between=10):
     return p[torch.arange(len(path)), :, target_class].min(1).values.detach()
 
 
+# %%
 line = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * torch.linspace(0, 1, 17)[:, None]
 path = line.clone()
 for _ in range(60):
@@ -996,7 +1067,9 @@ def plain(depth):
 
 
 def with_features(sigma):
-    return lambda source: nn.Sequential(FourierFeatures(1, 128, sigma=sigma, generator=source), *mlp(256, 1, width=128, depth=4))
+    return lambda source: nn.Sequential(
+        FourierFeatures(1, 128, sigma=sigma, generator=source), *mlp(256, 1, width=128, depth=4)
+    )
 
 
 makers = {
@@ -1008,16 +1081,14 @@ makers = {
     "SIREN": lambda source: siren(1, 1, width=128, depth=4, generator=source),
 }
 
+
 # %%
-torch.manual_seed(seed)
-films, losses = {}, {}
-for name, make in makers.items():
-    net = make(runtime.generator(seed))
-    scale = (lambda t: 2 * t - 1) if name == "SIREN" else (lambda t: t)  # SIREN wants inputs in [-1, 1]
-    both = scale(torch.cat([z, between]))[:, None].to(device)
-    goal = signal[0].to(device)
+def learn(name, net):
+    """Outputs along the training, (time, 400): on the 200 samples, then between them."""
+    t = torch.cat([z, between])[:, None].to(device)
+    both, goal = (2 * t - 1 if name == "SIREN" else t), signal[0].to(device)  # SIREN wants inputs in [-1, 1]
     history = fit(
-        net.to(device),
+        net,
         lambda: (net(both[:200])[:, 0] - goal).square().mean(),
         num_steps=REMEDY_STEPS,
         lr=5e-4 if name == "SIREN" else 1e-3,
@@ -1025,9 +1096,16 @@ for name, make in makers.items():
         evaluate_every=REMEDY_STEPS // 50,
         progress=False,
     )
-    films[name] = torch.stack(history.evaluations["output"]).cpu()  # (time, 400): on the samples, then between them
-    losses[name] = [(films[name][-1, part] - t[0]).square().mean().item() for part, t in ((slice(200), signal), (slice(200, None), truth_between))]
-film_steps = history.evaluation_steps
+    return history.evaluation_steps, torch.stack(history.evaluations["output"]).cpu()
+
+
+# %%
+torch.manual_seed(seed)
+films, losses = {}, {}
+for name, make in makers.items():
+    film_steps, films[name] = learn(name, make(runtime.generator(seed)).to(device))
+    parts = films[name][-1].split(200)
+    losses[name] = [(end - truth[0]).square().mean().item() for end, truth in zip(parts, (signal, truth_between))]
 
 # %% [markdown]
 # **What to look for.** Light bars reach the noise floor of the fit; dark bars tell whether the curve between the samples is right.
@@ -1035,8 +1113,17 @@ film_steps = history.evaluation_steps
 # %% alt="Bars of loss on and between the samples for plain networks, Fourier features of three bandwidths, and SIREN."
 fig, ax = plt.subplots(figsize=(7.6, 2.9))
 place = torch.arange(len(losses))
-ax.bar(place - 0.2, [max(on, 1e-8) for on, _ in losses.values()], 0.38, color=PALETTE[4], label="on the samples", bottom=1e-9)
-ax.bar(place + 0.2, [off for _, off in losses.values()], 0.38, color=PALETTE[0], label="between the samples", bottom=1e-9)
+ax.bar(
+    place - 0.2,
+    [max(on, 1e-8) for on, _ in losses.values()],
+    0.38,
+    color=PALETTE[4],
+    label="on the samples",
+    bottom=1e-9,
+)
+ax.bar(
+    place + 0.2, [off for _, off in losses.values()], 0.38, color=PALETTE[0], label="between the samples", bottom=1e-9
+)
 ax.axhline(len(ks_remedy) / 2, color="#999999", ls="--", lw=0.8)
 ax.set(yscale="log", ylim=(1e-8, 60), ylabel="mean squared error", xticks=place)
 ax.set_xticklabels([name.replace(", ", ",\n") for name in losses], fontsize=8.5)
@@ -1044,6 +1131,7 @@ ax.set_title(f"After {REMEDY_STEPS} steps; the dashed line is the loss of predic
 ax.legend(ncols=2, loc="upper right", fontsize=8.5)
 ax.grid(axis="x", visible=False)
 plt.show()
+
 
 # %%
 def on(name):
@@ -1057,12 +1145,15 @@ def off(name):
 best_plain = min(on("ReLU, 3 layers"), on("ReLU, 5 layers"))
 remedies = [best_plain / max(on(name), 1e-12) for name in ("Fourier features, σ = 10", "SIREN")]
 bandwidth = [off(f"Fourier features, σ = {s}") / off("Fourier features, σ = 10") for s in (1, 100)]
-say(f"Between the samples: σ = 1 is {bandwidth[0]:.0f} times worse than σ = 10, and σ = 100 is {bandwidth[1]:.0f} times worse.")
+say(
+    f"Between the samples: σ = 1 is {bandwidth[0]:.0f} times worse than σ = 10, and σ = 100 is {bandwidth[1]:.0f} times worse."
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
 claim("SB-18", remedies)
 claim("SB-19", bandwidth)
+
 
 # %% [markdown]
 # **What you saw.** The bias is a property of coordinates and activation, and both are yours to choose. The price is also visible: with too large a bandwidth the samples are fitted perfectly and the space between them is noise. A bandwidth is a prior, not a free lunch.
@@ -1083,7 +1174,13 @@ def show(network, moment):
     have = sb.recovered(film[:200], signal[0], ks_remedy)
     axes[1].bar(range(len(ks_remedy)), have, color=sequential(len(ks_remedy)))
     axes[1].axhline(1, color="#999999", ls="--", lw=0.8)
-    axes[1].set(xticks=range(len(ks_remedy)), xticklabels=ks_remedy, xlabel="frequency (cycles)", ylabel="recovered amplitude", ylim=(0, 1.5))
+    axes[1].set(
+        xticks=range(len(ks_remedy)),
+        xticklabels=ks_remedy,
+        xlabel="frequency (cycles)",
+        ylabel="recovered amplitude",
+        ylim=(0, 1.5),
+    )
     label_panels(axes, [f"Step {film_steps[moment]}", "Spectrum"])
     plt.show()
 
@@ -1091,7 +1188,7 @@ def show(network, moment):
 # %%
 play(
     show,
-    network=Dropdown(options=list(films), value="ReLU, 5 layers", description="network"),
+    network=Dropdown(options=list(films), value="Fourier features, σ = 1", description="network"),
     moment=IntSlider(value=12, min=0, max=len(film_steps) - 1, description="moment", continuous_update=True),
 )
 
@@ -1104,7 +1201,11 @@ moments = [2, 8, 20, 50]
 fig, axes = plt.subplots(len(chosen), len(moments), figsize=(7.6, 4.6), sharex=True, sharey=True)
 for row, name in zip(axes, chosen):
     for ax, moment in zip(row, moments):
-        ax.bar(range(len(ks_remedy)), sb.recovered(films[name][moment, :200], signal[0], ks_remedy), color=sequential(len(ks_remedy)))
+        ax.bar(
+            range(len(ks_remedy)),
+            sb.recovered(films[name][moment, :200], signal[0], ks_remedy),
+            color=sequential(len(ks_remedy)),
+        )
         ax.set(ylim=(0, 1.4), xticks=[0, 4, 9], xticklabels=[5, 25, 50], yticks=[0, 1])
     row[0].set_ylabel(name.replace(", ", ",\n").replace("Fourier features", "Features"), fontsize=8.5)
 for ax, moment in zip(axes[0], moments):
@@ -1121,7 +1222,9 @@ plt.show()
 
 # %%
 right_grid, wrong_grid = torch.arange(128) / 128, torch.linspace(0, 1, 128)
-spectra_of_a_sine = [torch.fft.rfft(torch.sin(2 * math.pi * 10 * g), norm="forward").abs() * 2 for g in (right_grid, wrong_grid)]
+spectra_of_a_sine = [
+    torch.fft.rfft(torch.sin(2 * math.pi * 10 * g), norm="forward").abs() * 2 for g in (right_grid, wrong_grid)
+]
 
 # %% alt="Spectrum of one sine on the right grid: one bar. On the wrong grid: a comb of leaked amplitude."
 fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.2), sharey=True)
@@ -1158,7 +1261,9 @@ b = F.normalize(torch.randn(256), dim=0)
 for _ in range(100):
     b = F.normalize(A.T @ (A @ b), dim=0)
 true_norm = torch.linalg.matrix_norm(A, 2).item()
-say(f"Power iteration with $A^\\top A$: {(A @ b).norm():.3f}; library: {true_norm:.3f}; the notebook's formula with its own vector: {256 * abs((b @ A @ b).item()):.1f}.")
+say(
+    f"Power iteration with $A^\\top A$: {(A @ b).norm():.3f}; library: {true_norm:.3f}; the notebook's formula with its own vector: {256 * abs((b @ A @ b).item()):.1f}."
+)
 assert abs((A @ b).norm().item() - true_norm) < 0.02 * true_norm
 
 # %% [markdown]
@@ -1177,21 +1282,27 @@ probe = torch.rand(2000, 1) * 2 - 1
 
 
 def input_spread(net):
-    """Standard deviation of what enters each sine after the first."""
+    """Standard deviation of what the weights send into each sine after the first (biases only shift the phase)."""
     spreads, h = [], probe
     with torch.no_grad():
         for layer in net[:-1]:
-            h = layer(h)
             if isinstance(layer, nn.Linear):
-                spreads.append((30 * h).std().item())
+                spreads.append((30 * F.linear(h, layer.weight)).std().item())
+            h = layer(h)
     return spreads[1:]
 
 
-say("Spread of what enters each sine: SIREN's initialisation " + ", ".join(f"{s:.2f}" for s in input_spread(good)) + "; PyTorch's default " + ", ".join(f"{s:.1f}" for s in input_spread(bad)) + ".")
+say(
+    "Spread of what enters each sine: SIREN's initialisation "
+    + ", ".join(f"{s:.2f}" for s in input_spread(good))
+    + "; PyTorch's default "
+    + ", ".join(f"{s:.1f}" for s in input_spread(bad))
+    + "."
+)
 assert all(0.7 < s < 1.3 for s in input_spread(good)) and min(input_spread(bad)) > 2
 
 # %% [markdown]
-# The theory's fixed point is a standard deviation of 0.89: the variance $s$ solves $s=1-e^{-2s}$. A spread of several radians means that neighbouring inputs land on unrelated phases: the network starts as noise, and fits the samples without learning the curve between them.
+# Without biases the theory's fixed point is a variance $s$ with $s=1-e^{-2s}$, a standard deviation of about 0.9; the biases move it a little. A spread of several radians means that neighbouring inputs land on unrelated phases: the network starts as noise, and fits the samples without learning the curve between them.
 #
 # ## At full size
 #
@@ -1203,8 +1314,8 @@ record_of_full_run = load_record("01_spectral_bias")
 if record_of_full_run is None:
     say("No full-size record has been committed yet.")
 else:
-    verdicts = "\n".join(f"| {c['id']} | {c['reported']} | {', '.join(f'{v:.3g}' for v in c['values'][:4])} | {'holds' if c['holds'] else 'does not hold'} |" for c in record_of_full_run["claims"])
-    say(f"{record_of_full_run['device']}, {record_of_full_run['date']}, {record_of_full_run['seconds']:.0f} s\n\n| ID | the paper reports | measured | verdict |\n|---|---|---|---|\n{verdicts}")
+    where = f"{record_of_full_run['device']}, {record_of_full_run['date']}, {record_of_full_run['seconds']:.0f} s"
+    say(f"{where}\n\n{Summary(record_of_full_run).markdown()}")
 
 # %% [markdown]
 # ## What was measured
@@ -1213,7 +1324,12 @@ else:
 claim.summary()
 
 # %%
-print(claim.record(time_averaged_amplitude=order_averages if (order_averages := [a.tolist() for a, _ in [sb.learning_order(magnitude[:, i], ks) for i in range(2 * runs)]]) else None))
+averages = [sb.learning_order(magnitude[:, i], ks)[0].tolist() for i in range(2 * runs)]
+print(
+    claim.record(
+        frequencies=ks, time_averaged_amplitude=averages, perturbation_norms=norms, retained=kept.mean(0).tolist()
+    )
+)
 
 # %% [markdown]
 # ## Exercises
