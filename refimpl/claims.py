@@ -19,13 +19,14 @@ import time
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
 
 from refimpl import runtime
 
-__all__ = ["MIME", "Claim", "Claims", "load_record", "write_json"]
+__all__ = ["MIME", "Claim", "Claims", "Summary", "load_record", "values_text", "write_json"]
 
 MIME = "application/vnd.refimpl.claims+json"
 
@@ -50,7 +51,7 @@ class Claim:
     reported: str
     quantity: str
     op: str
-    bound: float | tuple[float, float]
+    bound: float | int | tuple[float | int, float | int]
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Z]+-\d+", self.id):
@@ -74,7 +75,7 @@ class Claim:
             return f"{self.quantity}: between {self.bound[0]:g} and {self.bound[1]:g}"
         return f"{self.quantity}: {'≤' if self.op == '<=' else '≥'} {self.bound:g}"
 
-    def holds(self, value: float | Iterable[float]) -> bool:
+    def holds(self, value: float | int | Iterable) -> bool:
         """Whether each measured value meets the criterion; a non-finite value never does.
 
         Raises:
@@ -86,14 +87,14 @@ class Claim:
         return all(math.isfinite(v) and (v <= self.bound if self.op == "<=" else v >= self.bound) for v in values)
 
 
-def as_floats(value: float | Iterable[float]) -> list[float]:
+def as_floats(value: float | int | Iterable) -> list[float]:
     """A list of one or more plain floats from a number, a tensor, an array or a sequence of numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
-    values = [float(v) for v in value] if isinstance(value, Iterable) else [float(value)]
-    if not values:
-        raise ValueError("value: got no numbers, expected at least one measurement")
-    return values
+    values = list(value) if isinstance(value, Iterable) else [value]
+    if not values or not all(isinstance(v, Real) or (isinstance(v, torch.Tensor) and v.numel() == 1) for v in values):
+        raise ValueError(f"value: got {value!r}, expected one or more numbers")
+    return [float(v) for v in values]
 
 
 class Claims:
@@ -131,7 +132,7 @@ class Claims:
         rows = [row | {"bound": tuple(row["bound"]) if row["op"] == "in" else row["bound"]} for row in rows]
         return cls(chapter, [Claim(**row) for row in rows])
 
-    def __call__(self, id: str, value: float | Iterable[float]) -> None:
+    def __call__(self, id: str, value: float | int | Iterable) -> None:
         """Compare a measured value (or several repetitions, which must all pass) with the criterion; print the verdict.
 
         Raises:
@@ -232,7 +233,7 @@ class Summary:
         return {"text/plain": repr(self), "text/markdown": self.markdown(), MIME: self.data}
 
 
-def values_text(values: Sequence[float]) -> str:
+def values_text(values: Sequence[float | int]) -> str:
     """Measured values as a reader sees them: all of up to three, else their range.
 
     >>> values_text([1.0, 2.5]), values_text([3, 1, 2, 4])

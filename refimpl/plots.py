@@ -6,6 +6,8 @@ Nothing here is imported by the methods; matplotlib, IPython and ipywidgets are 
 from collections.abc import Callable
 from typing import Any
 
+from refimpl._checks import check_sizes
+
 __all__ = ["PALETTE", "label_panels", "play", "say", "sequential", "use_course_style"]
 
 # Okabe and Ito's colour-blind-safe colours without their yellow, darkest contrast first.
@@ -53,12 +55,11 @@ def sequential(n: int) -> list[tuple[float, float, float, float]]:
     """``n`` colours in an order that the eye reads as low to high (also in grey and to a colour-blind eye).
 
     Raises:
-        ValueError: if ``n`` is less than 1.
+        ValueError: if ``n`` is not a whole number >= 1.
     """
     import matplotlib as mpl
 
-    if n < 1:
-        raise ValueError(f"n: got {n}, expected at least 1")
+    check_sizes(n=n)
     return [mpl.colormaps["viridis"](0.05 + 0.83 * i / max(n - 1, 1)) for i in range(n)]
 
 
@@ -95,7 +96,15 @@ def play(draw: Callable[..., None], **controls: Any) -> None:
     Args:
         draw: function that makes one matplotlib figure and shows it.
         **controls: ipywidgets, one for each argument of ``draw``.
+
+    Raises:
+        TypeError: if ``draw`` is not a function, or a control has no value.
     """
+    if not callable(draw):
+        raise TypeError(f"draw: got {draw!r}, expected a function that draws a figure")
+    for name, control in controls.items():
+        if not hasattr(control, "value"):
+            raise TypeError(f"{name}: got {control!r}, expected an ipywidgets control, such as IntSlider")
     if not _in_notebook():
         draw(**{name: control.value for name, control in controls.items()})
         return

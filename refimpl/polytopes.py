@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
+from refimpl._checks import check_tensor
+
 __all__ = [
     "Region",
     "decay_exponent",
@@ -25,13 +27,7 @@ __all__ = [
 
 
 class Region(NamedTuple):
-    """A convex polygon on which a network is the affine map x -> gradient . x + offset.
-
-    Attributes:
-        vertices: corners in counter-clockwise order, shape (corners, 2).
-        gradient: shape (2,).
-        offset: shape ().
-    """
+    """A convex polygon, corners counter-clockwise, (corners, 2), on which a network is x -> gradient . x + offset."""
 
     vertices: Tensor
     gradient: Tensor
@@ -46,19 +42,18 @@ def piecewise_linear_transform(
     On a piece with slope s, :math:`\int f e^{-ikx}dx=[e^{-ikx}(i f/k+s/k^2)]` between its ends.
 
     Raises:
-        ValueError: if there are fewer than two knots, they do not rise, values do not match, or some k is 0.
+        TypeError, ValueError: if an input is not finite or does not fit, knots are not two or more that rise, or some k is 0.
     """
-    if knots.ndim != 1 or len(knots) < 2 or not (knots.diff() > 0).all():
-        raise ValueError(f"knots: got shape {tuple(knots.shape)}, expected at least two rising numbers")
-    if values.shape != knots.shape:
-        raise ValueError(f"values: got shape {tuple(values.shape)}, expected {tuple(knots.shape)}")
+    check_tensor("knots", knots, "(n,)")
+    check_tensor("values", values, f"({len(knots)},)")
+    check_tensor("k", k, "(m,)")
+    if len(knots) < 2 or not (knots.diff() > 0).all():
+        raise ValueError(f"knots: got {len(knots)}, expected at least two rising numbers")
     if (k == 0).any():
         raise ValueError("k: got a zero, where the transform is the integral of f and this formula divides by 0")
     phase = torch.exp(-1j * k[:, None] * knots)  # (m, n)
-    slope = values.diff() / knots.diff()
-    ends = phase[:, 1:] * (1j * values[1:] / k[:, None] + slope / k[:, None] ** 2)
-    starts = phase[:, :-1] * (1j * values[:-1] / k[:, None] + slope / k[:, None] ** 2)
-    return (ends - starts).sum(-1)
+    level, slope = 1j * values / k[:, None], values.diff() / knots.diff() / k[:, None] ** 2
+    return (phase[:, 1:] * (level[:, 1:] + slope) - phase[:, :-1] * (level[:, :-1] + slope)).sum(-1)
 
 
 def shallow_relu_transform(
@@ -69,16 +64,17 @@ def shallow_relu_transform(
     :math:`\tilde f(k)=-\frac1{k^2}\sum_j v_j|w_j|e^{-ikt_j}` with kinks :math:`t_j=-b_j/w_j`, because f'' is a sum of deltas.
 
     Raises:
-        ValueError: if shapes differ, some w is 0 (no kink), or some k is 0.
+        TypeError, ValueError: if an input is not a finite vector, shapes differ, some w is 0 (no kink), or some k is 0.
     """
-    if not (w.shape == b.shape == v.shape and w.ndim == 1):
-        raise ValueError(f"b, v: got {tuple(b.shape)}, {tuple(v.shape)}, expected vectors like w, {tuple(w.shape)}")
+    check_tensor("w", w, "(width,)")
+    check_tensor("b", b, f"({len(w)},)")
+    check_tensor("v", v, f"({len(w)},)")
+    check_tensor("k", k, "(m,)")
     if (w == 0).any():
         raise ValueError("w: got a zero weight; such a unit is constant and has no kink")
     if (k == 0).any():
         raise ValueError("k: got a zero, where the transform of an unbounded function does not exist")
-    kinks = -b / w
-    return -((v * w.abs()) * torch.exp(-1j * k[:, None] * kinks)).sum(-1) / k**2
+    return -((v * w.abs()) * torch.exp(1j * k[:, None] * b / w)).sum(-1) / k**2
 
 
 def polygon_transform(vertices: Float[Tensor, "corners 2"], k: Float[Tensor, "m 2"]) -> Complex[Tensor, " m"]:
@@ -93,20 +89,15 @@ def polygon_transform(vertices: Float[Tensor, "corners 2"], k: Float[Tensor, "m 
         k: angular frequencies, shape (m, 2).
 
     Raises:
-        ValueError: if there are fewer than three corners, their order is clockwise, or k is not of shape (m, 2).
+        TypeError, ValueError: if an input is not finite or does not fit, or the corners are fewer than three or clockwise.
 
     >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     >>> polygon_transform(square, torch.zeros(1, 2)).real
     tensor([1.])
     """
-    if vertices.ndim != 2 or vertices.shape[1] != 2 or len(vertices) < 3:
-        raise ValueError(f"vertices: got shape {tuple(vertices.shape)}, expected at least three corners, (corners, 2)")
-    if k.ndim != 2 or k.shape[1] != 2:
-        raise ValueError(f"k: got shape {tuple(k.shape)}, expected (m, 2)")
+    area = _check_polygon("vertices", vertices)
+    check_tensor("k", k, "(m, 2)", like=vertices)
     a, b = vertices, vertices.roll(-1, 0)
-    area = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / 2
-    if area < 0:
-        raise ValueError("vertices: got clockwise order, expected counter-clockwise")
     side = b - a
     normal = torch.stack([side[:, 1], -side[:, 0]], -1)  # outward, as long as the side
     half = k @ side.T / 2  # (m, sides)
@@ -114,6 +105,20 @@ def polygon_transform(vertices: Float[Tensor, "corners 2"], k: Float[Tensor, "m 
     square = k.square().sum(-1)
     total = (1j * (k @ normal.T) * side_transform).sum(-1) / torch.where(square > 0, square, 1.0)
     return torch.where(square > 0, total, area.to(total.dtype))
+
+
+def _check_polygon(name: str, corners: Tensor, convex: bool = False) -> Tensor:
+    """Area of the polygon, once it is sure that its corners are at least three in counter-clockwise order."""
+    check_tensor(name, corners, "(corners, 2)")
+    if len(corners) < 3:
+        raise ValueError(f"{name}: got {len(corners)}, expected at least three")
+    side = corners.roll(-1, 0) - corners
+    area = (corners[:, 0] * side[:, 1] - corners[:, 1] * side[:, 0]).sum() / 2
+    turns = side[:, 0] * side.roll(-1, 0)[:, 1] - side[:, 1] * side.roll(-1, 0)[:, 0]
+    rounding = 1e3 * torch.finfo(corners.dtype).eps * side.square().sum()
+    if area < -rounding or (convex and turns.min() < -rounding):
+        raise ValueError(f"{name}: expected {'a convex polygon, ' if convex else ''}corners in counter-clockwise order")
+    return area
 
 
 def inside_tent(net: nn.Sequential) -> nn.Sequential:
@@ -130,7 +135,8 @@ def inside_tent(net: nn.Sequential) -> nn.Sequential:
     """
     if [type(m) for m in net] != [nn.Linear, nn.ReLU, nn.Linear] or (net[0].in_features, net[2].out_features) != (2, 1):
         raise ValueError("net: expected nn.Linear(2, width), nn.ReLU, nn.Linear(width, 1)")
-    weight, width = net[0].weight.detach(), net[0].out_features
+    width = net[0].out_features
+    (weight, bias), (readout, level) = (_affine(layer, net[0].weight) for layer in (net[0], net[2]))
     layers = [nn.Linear(a, b).to(weight) for a, b in ((2, width + 4), (width + 4, 2), (2, 2), (2, 1))]
     first, second, third, last = layers
     with torch.no_grad():
@@ -138,9 +144,9 @@ def inside_tent(net: nn.Sequential) -> nn.Sequential:
             layer.weight.zero_()
             layer.bias.zero_()
         first.weight[:4] = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]]).to(weight)
-        first.weight[4:], first.bias[4:] = weight, net[0].bias
+        first.weight[4:], first.bias[4:] = weight, bias
         second.weight[0, :4], second.bias[0] = -1, 1  # tent
-        second.weight[1, 4:], second.bias[1] = net[2].weight[0], net[2].bias[0]
+        second.weight[1, 4:], second.bias[1] = readout[0], level[0]
         third.weight.copy_(torch.tensor([[1, 0], [1, -1]]))  # tent, tent - relu(net)
         last.weight.copy_(torch.tensor([[1, -1]]))
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), last)
@@ -149,56 +155,60 @@ def inside_tent(net: nn.Sequential) -> nn.Sequential:
 def linear_regions(net: nn.Sequential, corners: Float[Tensor, "corners 2"]) -> list[Region]:
     """Cut a convex polygon into the regions on which a ReLU network of two inputs and one output is affine. Exact.
 
-    Layer by layer: on a region the pre-activation of a unit is affine, so its zero line cuts the region in two.
+    Layer by layer: on a region the pre-activation of a unit is affine, so its zero line cuts the region in two. Always
+    in float64, since thin regions drown in the rounding of float32.
 
     Args:
         net: alternating ``nn.Linear`` and ``nn.ReLU`` modules, 2 inputs, 1 output.
         corners: the polygon's corners in counter-clockwise order, shape (corners, 2).
 
     Raises:
-        ValueError: if ``net`` has another form.
+        TypeError, ValueError: if ``net`` has another form, or the polygon is not convex and counter-clockwise.
     """
-    layers = [m for m in net if isinstance(m, nn.Linear)]
-    if [type(m) for m in net] != [t for _ in layers for t in (nn.Linear, nn.ReLU)][:-1]:
+    _check_polygon("corners", corners, convex=True)
+    corners = corners.double()
+    modules = list(net.children())
+    layers = [m for m in modules if isinstance(m, nn.Linear)]
+    if not layers or [type(m) for m in modules] != [t for _ in layers for t in (nn.Linear, nn.ReLU)][:-1]:
         raise ValueError("net: expected nn.Linear and nn.ReLU in turn, beginning and ending with nn.Linear")
     if layers[0].in_features != 2 or layers[-1].out_features != 1:
-        raise ValueError(
-            f"net: got {layers[0].in_features} inputs, {layers[-1].out_features} outputs, expected 2 and 1"
-        )
+        raise ValueError(f"net: maps {layers[0].in_features} to {layers[-1].out_features} features, expected 2 to 1")
     # Each entry is (polygon, W, b): the layer's input on this polygon is W x + b.
     pieces = [(corners, torch.eye(2).to(corners), torch.zeros(2).to(corners))]
     for layer in layers[:-1]:
-        weight, bias = layer.weight.detach().to(corners), layer.bias.detach().to(corners)
+        weight, bias = _affine(layer, corners)
         finer = []
         for polygon, W, b in pieces:
             slope, shift = weight @ W, weight @ b + bias  # pre-activations: slope x + shift
-            for part in _cut_by_lines(polygon, slope, shift):
+            parts = [polygon]
+            for s, t in zip(slope, shift, strict=True):
+                parts = [p for part in parts for p in _cut(part, s, t)]
+            for part in parts:
                 on = (slope @ part.mean(0) + shift > 0).to(corners)
                 finer.append((part, on[:, None] * slope, on * shift))
         pieces = finer
-    weight, bias = layers[-1].weight.detach().to(corners), layers[-1].bias.detach().to(corners)
+    weight, bias = _affine(layers[-1], corners)
     return [Region(polygon, (weight @ W)[0], (weight @ b + bias)[0]) for polygon, W, b in pieces]
 
 
-def _cut_by_lines(polygon: Tensor, slope: Tensor, shift: Tensor) -> list[Tensor]:
-    """Parts of a convex polygon between the lines slope_j . x + shift_j = 0."""
-    parts = [polygon]
-    for s, t in zip(slope, shift, strict=True):
-        parts = [p for part in parts for p in _cut(part, part @ s + t)]
-    return parts
+def _affine(layer: nn.Linear, like: Tensor) -> tuple[Tensor, Tensor]:
+    weight = layer.weight.detach().to(like)
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().to(like)
 
 
-def _cut(polygon: Tensor, height: Tensor, tolerance: float = 1e-12) -> list[Tensor]:
-    """The parts of a convex polygon with height > 0 and < 0, for an affine height given at its corners."""
+def _cut(polygon: Tensor, slope: Tensor, shift: Tensor) -> list[Tensor]:
+    """The parts of a convex polygon on the two sides of the line slope . x + shift = 0."""
+    height = polygon @ slope + shift
+    # Corners on the line stay on it: below this height there is nothing but rounding.
+    tolerance = 1e3 * torch.finfo(polygon.dtype).eps * (polygon.abs() @ slope.abs() + shift.abs()).max()
     if (height >= -tolerance).all() or (height <= tolerance).all():
         return [polygon]
     above, below = [], []
     for i, (p, h) in enumerate(zip(polygon, height, strict=True)):
         q, g = polygon[i - 1], height[i - 1]
-        if (h > tolerance and g < -tolerance) or (h < -tolerance and g > tolerance):
+        if min(g, h) < -tolerance and max(g, h) > tolerance:
             crossing = q + (p - q) * (g / (g - h))
-            above.append(crossing)
-            below.append(crossing)
+            above, below = [*above, crossing], [*below, crossing]
         if h >= -tolerance:
             above.append(p)
         if h <= tolerance:
@@ -212,12 +222,14 @@ def network_transform(regions: list[Region], k: Float[Tensor, "m 2"]) -> Complex
     Lemma 1: :math:`\tilde f(k)=-i\sum_P\frac{g_P\cdot k}{\|k\|^2}\,\tilde 1_P(k)` with the gradients :math:`g_P`.
 
     Raises:
-        ValueError: if there is no region, some k is 0, or the function does not vanish on the outer boundary.
+        TypeError, ValueError: if there is no region, k does not fit or has a zero, or the function does not vanish outside.
     """
     if not regions:
         raise ValueError("regions: got none, expected the output of linear_regions")
-    if k.ndim != 2 or k.shape[1] != 2 or (k == 0).all(-1).any():
-        raise ValueError(f"k: got shape {tuple(k.shape)}, expected non-zero vectors, (m, 2)")
+    check_tensor("k", k, "(m, 2)")
+    k = k.double()
+    if not k.any(-1).all():
+        raise ValueError("k: got a zero vector, where this formula divides by 0")
     _check_vanishes_outside(regions)
     total = torch.zeros(len(k), dtype=torch.complex128, device=k.device)
     for polygon, gradient, _ in regions:
@@ -227,10 +239,13 @@ def network_transform(regions: list[Region], k: Float[Tensor, "m 2"]) -> Complex
 
 
 def _check_vanishes_outside(regions: list[Region]) -> None:
+    from scipy.spatial import ConvexHull
+
     corners = torch.cat([r.vertices for r in regions])
-    values = torch.cat([r.vertices @ r.gradient + r.offset for r in regions])
-    edge = (corners <= corners.amin(0) + 1e-9).any(-1) | (corners >= corners.amax(0) - 1e-9).any(-1)
-    if values[edge].abs().max() > 1e-6 * values.abs().max().clamp_min(1e-12):
+    values = torch.cat([r.vertices @ r.gradient + r.offset for r in regions]).abs()
+    hull = torch.from_numpy(ConvexHull(corners.cpu().numpy()).equations).to(corners)  # the domain is convex
+    edge = (corners @ hull[:, :2].T + hull[:, 2]).amax(1) > -1e-9 * corners.abs().max()
+    if values[edge].max() > 1e-6 * values.max().clamp_min(1e-12):
         raise ValueError("regions: the function does not vanish on the outer boundary; its jump there would dominate")
 
 
@@ -255,8 +270,7 @@ def facets(regions: list[Region]) -> tuple[Float[Tensor, "facets 2"], Float[Tens
             key = tuple(round(float(v), 7) + 0.0 for v in (*n, n @ a))
             entry = found.setdefault(key, [n, torch.zeros_like(length)])
             entry[1] = entry[1] + length * (gradient @ normal)
-    normals = torch.stack([n for n, _ in found.values()])
-    strength = torch.stack([s for _, s in found.values()]).abs()
+    normals, strength = torch.stack([n for n, _ in found.values()]), torch.stack([s for _, s in found.values()]).abs()
     order = strength.argsort(descending=True)
     order = order[strength[order] > 1e-9]
     return normals[order], strength[order]
@@ -269,17 +283,15 @@ def decay_exponent(k: Float[Tensor, " m"], magnitude: Float[Tensor, " m"]) -> fl
     such as O(k^-2) speak of.
 
     Raises:
-        ValueError: if shapes differ, k is not positive and rising, or no magnitude is positive.
+        TypeError, ValueError: if an input is not finite, k is not 8 or more rising numbers > 0, or magnitudes do not fit.
     """
-    if k.shape != magnitude.shape or k.ndim != 1 or len(k) < 8:
-        raise ValueError(
-            f"magnitude: got {tuple(magnitude.shape)} for k {tuple(k.shape)}, expected two equal vectors (>= 8)"
-        )
-    if not ((k > 0).all() and (k.diff() > 0).all()):
-        raise ValueError("k: expected positive, rising frequencies")
-    if not (magnitude > 0).any():
-        raise ValueError("magnitude: expected at least one positive number")
+    check_tensor("k", k, "(m,)")
+    check_tensor("magnitude", magnitude, f"({len(k)},)")
+    if len(k) < 8 or not (k[0] > 0 and (k.diff() > 0).all() and k[-1] > 4 * k[0]):
+        raise ValueError("k: expected at least 8 positive, rising frequencies, over more than two octaves")
+    if not (magnitude >= 0).all() or not (magnitude > 0).any():
+        raise ValueError("magnitude: expected numbers >= 0, at least one of them positive")
     envelope = magnitude.flip(0).cummax(0).values.flip(0)
     keep = (envelope > 0) & (k <= k[-1] / 2)  # the last octave has no future to take the maximum over
-    x, y = k[keep].log(), envelope[keep].log()
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    x, y = (t - t.mean() for t in (k[keep].log(), envelope[keep].log()))
+    return float(x @ y / (x @ x))

@@ -75,12 +75,18 @@ def seed() -> int:
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A seeded source of random numbers; on the CPU the same seed gives the same bits.
 
+    Raises:
+        ValueError: if ``seed`` is not a whole number >= 0, or this machine has no such ``device``.
+
     >>> bool((torch.rand(3, generator=generator(7)) == torch.rand(3, generator=generator(7))).all())
     True
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed: got {seed!r}, expected a whole number >= 0")
-    return torch.Generator(device=device).manual_seed(seed)
+    try:
+        return torch.Generator(device=device).manual_seed(seed)
+    except RuntimeError as error:
+        raise ValueError(f"device: got {device!r}, expected a device of this machine, such as 'cpu'") from error
 
 
 def describe() -> str:

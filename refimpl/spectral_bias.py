@@ -14,6 +14,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
+from refimpl._checks import check_numbers, check_positive, check_sizes, check_tensor
+
 __all__ = [
     "circulant_energy",
     "coefficients",
@@ -33,12 +35,10 @@ def same_frequency(frequencies: Sequence[int], num_points: int) -> list[int]:
     """The frequencies themselves, once it is sure that a grid of ``num_points`` can tell them apart.
 
     Raises:
-        ValueError: if one is not a whole number in [0, num_points / 2).
+        ValueError: if there is none, or one is not a whole number in [0, num_points / 2).
     """
-    ks = [int(k) for k in frequencies]
-    if not ks or any(k != f for k, f in zip(ks, frequencies, strict=True)) or min(ks) < 0 or max(ks) >= num_points / 2:
-        raise ValueError(f"frequencies: got {list(frequencies)}, expected whole numbers in [0, {num_points / 2:g})")
-    return ks
+    check_numbers("frequencies", frequencies, low=0, high=num_points / 2, whole=True)
+    return [int(k) for k in frequencies]
 
 
 def coefficients(y: Float[Tensor, "*batch n"], frequencies: Sequence[int]) -> Complex[Tensor, "*batch modes"]:
@@ -49,42 +49,45 @@ def coefficients(y: Float[Tensor, "*batch n"], frequencies: Sequence[int]) -> Co
         frequencies: whole numbers below n/2, in cycles over the grid.
 
     Raises:
-        ValueError: if a frequency is not a whole number in [0, n/2).
+        TypeError, ValueError: if y is not a finite real tensor, or a frequency is not a whole number in [0, n/2).
 
     >>> z = torch.arange(8) / 8
     >>> coefficients(3 * torch.sin(2 * torch.pi * z), [1, 2]).abs()
     tensor([1.5000e+00, ...])
     """
-    ks = same_frequency(frequencies, y.shape[-1])
-    return torch.fft.rfft(y, norm="forward")[..., ks]
+    check_tensor("y", y, "(*batch, n)")
+    return torch.fft.rfft(y, norm="forward")[..., same_frequency(frequencies, y.shape[-1])]
 
 
 def recovered(
-    y: Float[Tensor, "*batch n"], target: Float[Tensor, "*batch n"], frequencies: Sequence[int], kind: str = "magnitude"
+    y: Float[Tensor, "*batch n"],
+    target: Float[Tensor, "*#batch n"],
+    frequencies: Sequence[int],
+    kind: str = "magnitude",
 ) -> Float[Tensor, "*batch modes"]:
     """How much of the target's component at each frequency y has.
 
     Args:
         y: network's outputs on the grid, shape (*batch, n).
-        target: target on the same grid.
+        target: target on the same grid, one for all of y or one for each.
         frequencies: whole numbers below n/2, in cycles over the grid.
         kind: ``"magnitude"`` for |F_k| / |T_k| (1 is perfect; blind to phase, may overshoot), or
             ``"residual"`` for |F_k - T_k| / |T_k| (0 is perfect; sees phase).
 
     Raises:
-        ValueError: if ``kind`` is unknown, shapes differ, or the target lacks one of the frequencies.
+        TypeError, ValueError: if ``kind`` is unknown, inputs are not finite or differ in n, or the target lacks a frequency.
     """
     if kind not in ("magnitude", "residual"):
         raise ValueError(f"kind: got {kind!r}, expected 'magnitude' or 'residual'")
-    if y.shape[-1] != target.shape[-1]:
-        raise ValueError(f"target: got {target.shape[-1]} samples, expected {y.shape[-1]}")
+    check_tensor("y", y, "(*batch, n)")
+    check_tensor("target", target, f"(*batch, {y.shape[-1]})")
     have, want = coefficients(y, frequencies), coefficients(target, frequencies)
-    if (want.abs() <= 1e-4 * want.abs().max()).any():
+    if (want.abs() <= 1e-4 * target.square().mean(-1, keepdim=True).sqrt()).any():
         raise ValueError(f"target: has no component at some of the frequencies {list(frequencies)}")
     return have.abs() / want.abs() if kind == "magnitude" else (have - want).abs() / want.abs()
 
 
-def learning_order(history: Float[Tensor, "time modes"], frequencies: Sequence[float]) -> tuple[Tensor, float]:
+def learning_order(history: Float[Tensor, "time modes"], frequencies: Sequence[float | int]) -> tuple[Tensor, float]:
     """Time average of the recovered magnitude, clipped to [0, 1], and its rank correlation with frequency.
 
     A mode that is learned earlier has a larger average; -1 means that lower frequencies always come first. Time averages
@@ -98,15 +101,17 @@ def learning_order(history: Float[Tensor, "time modes"], frequencies: Sequence[f
         Averages, shape (modes,), and Spearman's correlation in [-1, 1].
 
     Raises:
-        ValueError: if ``history`` is not (time, modes) with at least two modes.
+        TypeError, ValueError: if ``history`` is not finite and of shape (time, modes) with at least two modes, or all modes
+            have the same average, so that there is no order.
     """
     from scipy.stats import spearmanr
 
-    if history.ndim != 2 or history.shape[1] != len(frequencies) or len(frequencies) < 2:
-        raise ValueError(
-            f"history: got shape {tuple(history.shape)}, expected (time, {len(frequencies)}) with >= 2 modes"
-        )
+    if len(frequencies) < 2:
+        raise ValueError(f"frequencies: got {frequencies!r}, expected at least two, one for each mode")
+    check_tensor("history", history, f"(time, {len(frequencies)})")
     average = history.clamp(0, 1).mean(0)
+    if len(history) == 0 or (average == average[0]).all():
+        raise ValueError("history: all modes have the same average, so that they have no order")
     return average, float(spearmanr(list(frequencies), average.tolist()).statistic)
 
 
@@ -114,7 +119,7 @@ def perturbation_robustness(
     net: nn.Module,
     x: Float[Tensor, "n dim"],
     frequencies: Sequence[int],
-    norms: Sequence[float],
+    norms: Sequence[float | int],
     *,
     num_draws: int = 32,
     generator: torch.Generator | None = None,
@@ -133,26 +138,29 @@ def perturbation_robustness(
         generator: source of the directions.
 
     Raises:
-        ValueError: if a norm is negative, ``num_draws`` < 1, or the network outputs more than one feature.
+        TypeError, ValueError: if x is not a finite (n, dim), a norm is negative, ``num_draws`` < 1, the network outputs more
+            than one feature, a frequency is not a whole number in [0, n/2), or the network lacks it.
 
     Source: Rahaman et al. 2019, Experiment 2 and Figure 3.
     """
-    if any(not math.isfinite(d) or d < 0 for d in norms) or len(norms) == 0:
-        raise ValueError(f"norms: got {list(norms)}, expected finite lengths >= 0")
-    if not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws: got {num_draws!r}, expected a whole number >= 1")
+    check_tensor("x", x, "(n, dim)")
+    check_sizes(num_draws=num_draws)
+    check_numbers("norms", norms, low=0)
+    ks = same_frequency(frequencies, len(x))
     theta = {name: p.detach() for name, p in net.named_parameters()}
     flat = torch.cat([p.reshape(-1) for p in theta.values()])
     with torch.no_grad():
         y = net(x)
     if y.shape != (len(x), 1):
         raise ValueError(f"net: maps x to shape {tuple(y.shape)}, expected ({len(x)}, 1)")
-    reference = coefficients(y[:, 0], frequencies).abs()
+    reference = torch.fft.rfft(y[:, 0], norm="forward")[ks].abs()
+    if not (reference > 0).all():
+        raise ValueError(f"net: its output has no component at some of the frequencies {ks}")
 
     def spectrum(vector: Tensor) -> Tensor:
         parts = vector.split([p.numel() for p in theta.values()])
         state = {name: part.view_as(p) for (name, p), part in zip(theta.items(), parts, strict=True)}
-        return coefficients(functional_call(net, state, (x,))[:, 0], frequencies).abs()
+        return torch.fft.rfft(functional_call(net, state, (x,))[:, 0], norm="forward")[ks].abs()
 
     device = generator.device if generator is not None else flat.device
     rows = []
@@ -181,6 +189,8 @@ def lipschitz_bound(net: nn.Module, kind: str = "spectral") -> float:
     if not all(isinstance(m, nn.Linear | nn.ReLU) for m in leaves):
         raise ValueError("net: the bound is for networks of nn.Linear and nn.ReLU in sequence")
     weights = [m.weight.detach() for m in leaves if isinstance(m, nn.Linear)]
+    if not weights:
+        raise ValueError("net: got no nn.Linear layer")
     if kind == "spectral":
         return math.prod(float(torch.linalg.matrix_norm(w, 2)) for w in weights)
     largest = max(float(w.abs().max()) for w in weights)
@@ -191,29 +201,34 @@ def local_slope(net: nn.Module, x: Float[Tensor, "n dim"]) -> Float[Tensor, " n"
     """Norm of the input gradient at each point: the network's slope on the linear region that holds it. Exact.
 
     Raises:
-        ValueError: if x is not of shape (n, dim).
+        TypeError, ValueError: if x is not a finite (n, dim), or the network has more than one output.
     """
-    if x.ndim != 2:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (n, dim)")
+    _check_one_output(net, x)
     return vmap(grad(lambda xi: net(xi).sum()))(x).norm(dim=-1)
 
 
+def _check_one_output(net: nn.Module, x: Tensor) -> None:
+    check_tensor("x", x, "(n, dim)")
+    with torch.no_grad():
+        shape = tuple(net(x[:1]).shape)
+    if shape != (1, 1):
+        raise ValueError(f"net: maps one point to shape {shape}, expected one output feature, (1, 1)")
+
+
 def gaussian_kernel_eigenbasis(
-    x: Float[Tensor, "n dim"], sigma: float
+    x: Float[Tensor, "n dim"], sigma: float | int
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n n"]]:
     r"""Eigenvalues (falling) and eigenvectors (columns) of :math:`K_{ij}=\exp(-\|x_i-x_j\|^2/2\sigma^2)`.
 
     The leading eigenvectors vary slowly over the data: they take the place of low frequencies where no grid exists.
 
     Raises:
-        ValueError: if ``sigma`` is not positive or x is not of shape (n, dim).
+        TypeError, ValueError: if ``sigma`` is not positive or x is not a finite (n, dim).
 
     Source: Rahaman et al. 2019, Experiment 4 (its Equation 16 lacks the square and the minus sign).
     """
-    if x.ndim != 2:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (n, dim)")
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma: got {sigma!r}, expected a finite number > 0 (units of x)")
+    check_tensor("x", x, "(n, dim)")
+    check_positive("sigma", sigma, "units of x")
     squared = torch.cdist(x.double(), x.double()).square()
     values, vectors = torch.linalg.eigh(torch.exp(-squared / (2 * sigma**2)))
     return values.flip(0), vectors.flip(1)
@@ -223,13 +238,10 @@ def empirical_ntk(net: nn.Module, x: Float[Tensor, "n dim"]) -> Float[Tensor, "n
     r"""Neural tangent kernel :math:`K_{ij}=\nabla_\theta f(x_i)\cdot\nabla_\theta f(x_j)` of a scalar network, in float64.
 
     Raises:
-        ValueError: if x is not of shape (n, dim) or the network has more than one output.
+        TypeError, ValueError: if x is not a finite (n, dim) or the network has more than one output.
     """
-    if x.ndim != 2:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (n, dim)")
+    _check_one_output(net, x)
     theta = {name: p.detach() for name, p in net.named_parameters()}
-    if functional_call(net, theta, (x[:1],)).shape != (1, 1):
-        raise ValueError("net: expected one output feature")
     rows = vmap(jacrev(lambda state, xi: functional_call(net, state, (xi,))[0]), (None, 0))(theta, x)
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
     for row in rows.values():
@@ -244,10 +256,9 @@ def circulant_energy(kernel: Float[Tensor, "n n"], frequencies: Sequence[int]) -
     For inputs equispaced on a circle and a rotation-invariant kernel, K is circulant and these are its eigenvalues.
 
     Raises:
-        ValueError: if the kernel is not square or a frequency is not a whole number in [0, n/2).
+        TypeError, ValueError: if the kernel is not a finite square matrix, or a frequency is not a whole number in [0, n/2).
     """
-    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
-        raise ValueError(f"kernel: got shape {tuple(kernel.shape)}, expected (n, n)")
+    check_tensor("kernel", kernel, "(n, n)")
     n = len(kernel)
     k = torch.tensor(same_frequency(frequencies, n), device=kernel.device)
     wave = torch.exp(2j * math.pi * k[:, None] * torch.arange(n, device=kernel.device) / n).to(torch.complex128)
@@ -255,7 +266,7 @@ def circulant_energy(kernel: Float[Tensor, "n n"], frequencies: Sequence[int]) -
 
 
 def linearized_residual(
-    kernel: Float[Tensor, "n n"], residual: Float[Tensor, " n"], *, lr: float, steps: Sequence[int]
+    kernel: Float[Tensor, "n n"], residual: Float[Tensor, " n"], *, lr: float | int, steps: Sequence[int]
 ) -> Float[Tensor, "times n"]:
     r"""Residual f - y of a network linear in its parameters after gradient descent on :math:`\frac1{2n}\|f-y\|^2`. Exact.
 
@@ -269,15 +280,19 @@ def linearized_residual(
         steps: numbers of steps t at which the residual is wanted.
 
     Raises:
-        ValueError: if shapes do not match, ``lr`` is not positive or makes the iteration unstable.
+        TypeError, ValueError: if inputs are not finite, shapes do not match, the kernel is not symmetric, ``lr`` is not
+            positive or makes the iteration unstable, or a number of steps is not a whole number >= 0.
 
     Source: Jacot et al. 2018, Section 5, for gradient flow; here with finite steps.
     """
-    if kernel.ndim != 2 or kernel.shape != (len(residual), len(residual)):
-        raise ValueError(f"kernel: got shape {tuple(kernel.shape)}, expected ({len(residual)}, {len(residual)})")
+    check_tensor("residual", residual, "(n,)")
+    check_tensor("kernel", kernel, f"({len(residual)}, {len(residual)})")
+    if not torch.allclose(kernel, kernel.T, rtol=1e-4, atol=1e-4 * float(kernel.abs().max())):
+        raise ValueError("kernel: expected a symmetric matrix")
+    check_numbers("steps", steps, low=0, whole=True)
     values, vectors = torch.linalg.eigh(kernel.double())
-    limit = 2 * len(residual) / float(values[-1])
-    if not 0 < lr < limit:
+    limit = 2 * len(residual) / max(float(values[-1]), 1e-300)
+    if not isinstance(lr, int | float) or not 0 < lr < limit:
         raise ValueError(f"lr: got {lr!r}, expected a number in (0, {limit:.4g}), else the iteration is unstable")
     start = vectors.T @ residual.double()
     decay = 1 - lr * values / len(residual)

@@ -24,11 +24,13 @@ def digits(classes: Sequence[int] | None = None) -> tuple[Float[Tensor, "n 64"],
     """
     from sklearn.datasets import load_digits
 
+    if classes is not None:
+        known = isinstance(classes, Sequence) and all(type(c) is int and 0 <= c <= 9 for c in classes)
+        if not known or len(classes) == 0:
+            raise ValueError(f"classes: got {classes!r}, expected a list of some of the digits 0..9")
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
     if classes is None:
         return x, y
-    if len(classes) == 0 or any(c not in range(10) for c in classes):
-        raise ValueError(f"classes: got {classes!r}, expected some of the digits 0..9")
     keep = torch.isin(y, torch.tensor(list(classes)))
     return x[keep], y[keep]

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refimpl._checks import check_numbers, check_sizes, check_tensor
+
 __all__ = ["flower", "grid", "radial_noise", "sum_of_sines"]
 
 
@@ -16,15 +18,15 @@ def grid(num_points: int, *, device: torch.device | str | None = None) -> Float[
     >>> grid(4)
     tensor([0.0000, 0.2500, 0.5000, 0.7500])
     """
-    if not isinstance(num_points, int) or num_points < 2:
+    if not isinstance(num_points, int) or isinstance(num_points, bool) or num_points < 2:
         raise ValueError(f"num_points: got {num_points!r}, expected a whole number >= 2")
     return torch.arange(num_points, device=device) / num_points
 
 
 def sum_of_sines(
     z: Float[Tensor, " n"],
-    frequencies: Sequence[int],
-    amplitudes: Sequence[float] | float = 1.0,
+    frequencies: Sequence[float | int],
+    amplitudes: Sequence[float | int] | float | int = 1.0,
     *,
     num_signals: int = 1,
     generator: torch.Generator | None = None,
@@ -39,17 +41,18 @@ def sum_of_sines(
         generator: source of the phases.
 
     Raises:
-        ValueError: if frequencies are empty, amplitudes do not match them, or ``num_signals`` < 1.
+        TypeError, ValueError: if z is not a vector, frequencies are empty, amplitudes do not match them, a number is not
+            finite, or ``num_signals`` < 1.
 
     Source: Rahaman et al. 2019 (arXiv 1806.08734), Experiment 1.
     """
-    if len(frequencies) == 0:
-        raise ValueError("frequencies: got none, expected at least one")
-    values = [float(amplitudes)] * len(frequencies) if isinstance(amplitudes, int | float) else list(amplitudes)
+    check_tensor("z", z, "(n,)")
+    check_sizes(num_signals=num_signals)
+    check_numbers("frequencies", frequencies)
+    values = [amplitudes] * len(frequencies) if isinstance(amplitudes, int | float) else amplitudes
+    check_numbers("amplitudes", values)
     if len(values) != len(frequencies):
         raise ValueError(f"amplitudes: got {len(values)}, expected one for each of {len(frequencies)} frequencies")
-    if not isinstance(num_signals, int) or num_signals < 1:
-        raise ValueError(f"num_signals: got {num_signals!r}, expected a whole number >= 1")
     k = torch.tensor(list(frequencies), dtype=z.dtype, device=z.device)
     a = torch.tensor(values, dtype=z.dtype, device=z.device)
     device = generator.device if generator is not None else z.device
@@ -62,18 +65,19 @@ def flower(z: Float[Tensor, " n"], petals: int) -> Float[Tensor, "n 2"]:
     r"""Closed curve :math:`(1+\tfrac12\sin 2\pi Lz)(\cos 2\pi z,\sin 2\pi z)` with L ``petals``; L = 0 is the unit circle.
 
     Raises:
-        ValueError: if ``petals`` is not a whole number >= 0.
+        TypeError, ValueError: if z is not a vector, or ``petals`` is not a whole number >= 0.
 
     Source: Rahaman et al. 2019, Section 4.2 (Experiment 5).
     """
-    if not isinstance(petals, int) or petals < 0:
+    check_tensor("z", z, "(n,)")
+    if not isinstance(petals, int) or isinstance(petals, bool) or petals < 0:
         raise ValueError(f"petals: got {petals!r}, expected a whole number >= 0")
     radius = 1 + 0.5 * torch.sin(2 * math.pi * petals * z)
     return radius[:, None] * torch.stack([torch.cos(2 * math.pi * z), torch.sin(2 * math.pi * z)], dim=-1)
 
 
 def radial_noise(
-    x: Float[Tensor, "n dim"], frequency: float, *, reference: Float[Tensor, "m dim"] | None = None
+    x: Float[Tensor, "n dim"], frequency: float | int, *, reference: Float[Tensor, "m dim"] | None = None
 ) -> Float[Tensor, " n"]:
     r"""Label noise :math:`\sin(2\pi k\|x\|)`; with ``reference``, centred and scaled to power 1/2 on the reference points.
 
@@ -86,16 +90,20 @@ def radial_noise(
         reference: points whose noise gets mean 0 and mean square 1/2, shape (m, dim).
 
     Raises:
-        ValueError: if ``frequency`` is not finite or x is not a matrix of finite numbers.
+        TypeError, ValueError: if ``frequency`` is not finite, an input is not a matrix of finite numbers, or the noise is
+            the same at all reference points, so that nothing is left to scale.
 
     Source: Rahaman et al. 2019, Experiment 3, with the factor 2 pi of its official code.
     """
-    if not math.isfinite(frequency):
+    if not isinstance(frequency, int | float) or not math.isfinite(frequency):
         raise ValueError(f"frequency: got {frequency!r}, expected a finite number")
-    if x.ndim != 2 or not x.isfinite().all():
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected finite inputs of shape (n, dim)")
+    check_tensor("x", x, "(n, dim)")
     noise = torch.sin(2 * math.pi * frequency * x.norm(dim=-1))
     if reference is None:
         return noise
+    check_tensor("reference", reference, f"(m, {x.shape[1]})")
     base = torch.sin(2 * math.pi * frequency * reference.norm(dim=-1))
-    return (noise - base.mean()) / base.std(correction=0) * math.sqrt(0.5)
+    spread = base.std(correction=0)
+    if not spread > 1e-6:
+        raise ValueError(f"reference: the noise of frequency {frequency} does not vary over the reference points")
+    return (noise - base.mean()) / spread * math.sqrt(0.5)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refimpl.nets.mlp import check_sizes
+from refimpl._checks import check_positive, check_sizes
 
 __all__ = ["FourierFeatures"]
 
@@ -32,11 +32,10 @@ class FourierFeatures(nn.Module):
     torch.Size([5, 32])
     """
 
-    def __init__(self, dim: int, num_features: int, *, sigma: float, generator: torch.Generator | None = None):
+    def __init__(self, dim: int, num_features: int, *, sigma: float | int, generator: torch.Generator | None = None):
         super().__init__()
         check_sizes(dim=dim, num_features=num_features)
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma: got {sigma!r}, expected a finite number > 0 (cycles per unit of x)")
+        check_positive("sigma", sigma, "cycles per unit of x")
         device = generator.device if generator is not None else None
         # A buffer, not a parameter: B must never be trained.
         self.register_buffer("matrix", sigma * torch.randn(num_features, dim, generator=generator, device=device))

@@ -4,14 +4,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-__all__ = ["check_sizes", "mlp"]
+from refimpl._checks import check_sizes
 
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError naming the first size that is not a whole number >= 1."""
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, expected a whole number >= 1")
+__all__ = ["mlp"]
 
 
 def mlp(
@@ -38,11 +33,14 @@ def mlp(
 
     Raises:
         ValueError: if a size is not a whole number >= 1.
+        TypeError: if ``activation`` is a module instead of something that makes one.
 
     >>> [tuple(p.shape) for p in mlp(2, 1, width=8, depth=3).parameters()]
     [(8, 2), (8,), (8, 8), (8,), (1, 8), (1,)]
     """
     check_sizes(dim_in=dim_in, dim_out=dim_out, width=width, depth=depth)
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise TypeError(f"activation: got {activation!r}, expected something that makes a module, such as nn.ReLU")
     sizes = [dim_in, *[width] * (depth - 1), dim_out]
     layers: list[nn.Module] = []
     for a, b in zip(sizes[:-1], sizes[1:], strict=True):

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refimpl.nets.mlp import check_sizes, mlp
+from refimpl._checks import check_positive, check_sizes
+from refimpl.nets.mlp import mlp
 
 __all__ = ["Sine", "siren"]
 
@@ -14,14 +15,16 @@ __all__ = ["Sine", "siren"]
 class Sine(nn.Module):
     """Activation sin(omega x), ``omega`` in radians per unit of x."""
 
-    def __init__(self, omega: float):
+    def __init__(self, omega: float | int):
         super().__init__()
-        if not (math.isfinite(omega) and omega > 0):
-            raise ValueError(f"omega: got {omega!r}, expected a finite number > 0")
+        check_positive("omega", omega, "radians per unit of x")
         self.omega = omega
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return torch.sin(self.omega * x)
+
+    def extra_repr(self) -> str:
+        return f"omega={self.omega}"
 
 
 def siren(
@@ -30,7 +33,7 @@ def siren(
     *,
     width: int,
     depth: int,
-    omega: float = 30.0,
+    omega: float | int = 30.0,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
     """Network with sine activations and the initialisation that keeps every layer's input near unit variance.

@@ -1,0 +1,298 @@
+"""What a learner gets wrong: each malformed call raises ValueError or TypeError that names the argument.
+
+The annotations' run-time check would raise first, so it is off here: learners run without it.
+"""
+
+import math
+import re
+from types import SimpleNamespace
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+
+from refimpl import autodiff, metrics, plots, polytopes, runtime
+from refimpl import spectral_bias as sb
+from refimpl.claims import Claim, Claims
+from refimpl.data import digits, flower, grid, radial_noise, sum_of_sines
+from refimpl.data.tabular import load_tabular, split_folds
+from refimpl.nets import FourierFeatures, Sine, Stack, mlp, siren
+from refimpl.training import fit
+
+F64 = torch.float64
+NAN = math.nan
+net, two_outputs, on_plane = mlp(1, 1, width=3, depth=2), mlp(1, 2, width=3, depth=2), mlp(2, 1, width=3, depth=2)
+line, points, matrix = torch.zeros(8), torch.zeros(8, 1), torch.eye(8)
+bad_line, bad_points, bad_matrix = line + NAN, points + NAN, matrix + NAN
+z = grid(8)
+sine = torch.sin(2 * math.pi * z)
+square = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+wave, knots, far = torch.ones(1, 2), torch.tensor([0.0, 1.0, 2.0]), torch.logspace(0, 2, 20)
+regions = polytopes.linear_regions(on_plane, square)
+claims = Claims("00_demo", [Claim("GS-1", "a", "b", "c", "d", "<=", 1)])
+
+
+def declare(**changes):
+    fields = dict(id="GS-1", statement="s", where="w", reported="-", quantity="q", op="<=", bound=1.0)
+    return Claim(**fields | changes)
+
+
+def train(**changes):
+    wanted = dict(parameters=net, loss_fn=lambda: net(points).square().mean(), num_steps=1, progress=False) | changes
+    return fit(wanted.pop("parameters"), wanted.pop("loss_fn"), **wanted)
+
+
+CALLS = {
+    "spectral_bias": [
+        ("y", lambda: sb.coefficients([0.0, 1.0, 0.0], [1])),
+        ("y", lambda: sb.coefficients(sine.to(torch.complex64), [1])),
+        ("y", lambda: sb.coefficients(torch.arange(8), [1])),
+        ("y", lambda: sb.coefficients(torch.tensor(1.0), [0])),
+        ("y", lambda: sb.coefficients(bad_line, [1])),
+        ("frequencies", lambda: sb.coefficients(sine, [4])),
+        ("frequencies", lambda: sb.coefficients(sine, [-1])),
+        ("frequencies", lambda: sb.coefficients(sine, [1.5])),
+        ("frequencies", lambda: sb.coefficients(sine, [NAN])),
+        ("frequencies", lambda: sb.coefficients(sine, [math.inf])),
+        ("frequencies", lambda: sb.coefficients(sine, "12")),
+        ("frequencies", lambda: sb.coefficients(sine, [])),
+        ("frequencies", lambda: sb.coefficients(sine, 3)),
+        ("frequencies", lambda: sb.same_frequency([9], 8)),
+        ("kind", lambda: sb.recovered(sine, sine, [1], kind="phase")),
+        ("y", lambda: sb.recovered(bad_line, sine, [1])),
+        ("target", lambda: sb.recovered(sine, sine[:4], [1])),
+        ("target", lambda: sb.recovered(sine, sine, [2])),
+        ("target", lambda: sb.recovered(sine, line, [1])),
+        ("history", lambda: sb.learning_order(torch.rand(5, 3), [1, 2])),
+        ("history", lambda: sb.learning_order(torch.rand(3), [1, 2, 3])),
+        ("history", lambda: sb.learning_order(torch.full((5, 2), NAN), [1, 2])),
+        ("history", lambda: sb.learning_order(torch.zeros(5, 2), [1, 2])),
+        ("history", lambda: sb.learning_order(torch.zeros(0, 2), [1, 2])),
+        ("frequencies", lambda: sb.learning_order(torch.rand(5, 1), [1])),
+        ("norms", lambda: sb.perturbation_robustness(net, z[:, None], [1], [-1.0])),
+        ("norms", lambda: sb.perturbation_robustness(net, z[:, None], [1], [])),
+        ("norms", lambda: sb.perturbation_robustness(net, z[:, None], [1], 2.0)),
+        ("num_draws", lambda: sb.perturbation_robustness(net, z[:, None], [1], [1.0], num_draws=0)),
+        ("x", lambda: sb.perturbation_robustness(net, z, [1], [1.0])),
+        ("net", lambda: sb.perturbation_robustness(two_outputs, z[:, None], [1], [1.0])),
+        ("net", lambda: sb.perturbation_robustness(net, points, [1], [1.0])),
+        ("frequencies", lambda: sb.perturbation_robustness(net, z[:, None], [4], [1.0])),
+        ("kind", lambda: sb.lipschitz_bound(net, "frobenius")),
+        ("net", lambda: sb.lipschitz_bound(siren(1, 1, width=3, depth=2))),
+        ("net", lambda: sb.lipschitz_bound(nn.ReLU())),
+        ("x", lambda: sb.local_slope(net, line)),
+        ("x", lambda: sb.local_slope(net, bad_points)),
+        ("net", lambda: sb.local_slope(two_outputs, points)),
+        ("sigma", lambda: sb.gaussian_kernel_eigenbasis(points, 0)),
+        ("sigma", lambda: sb.gaussian_kernel_eigenbasis(points, NAN)),
+        ("sigma", lambda: sb.gaussian_kernel_eigenbasis(points, "1")),
+        ("x", lambda: sb.gaussian_kernel_eigenbasis(line, 1.0)),
+        ("x", lambda: sb.gaussian_kernel_eigenbasis(bad_points, 1.0)),
+        ("x", lambda: sb.empirical_ntk(net, line)),
+        ("net", lambda: sb.empirical_ntk(two_outputs, points)),
+        ("kernel", lambda: sb.circulant_energy(torch.zeros(3, 4), [1])),
+        ("kernel", lambda: sb.circulant_energy(bad_matrix, [1])),
+        ("frequencies", lambda: sb.circulant_energy(matrix, [4])),
+        ("kernel", lambda: sb.linearized_residual(torch.eye(3), line, lr=0.1, steps=[1])),
+        ("kernel", lambda: sb.linearized_residual(matrix.cumsum(1), line, lr=0.1, steps=[1])),
+        ("residual", lambda: sb.linearized_residual(matrix, bad_line, lr=0.1, steps=[1])),
+        ("lr", lambda: sb.linearized_residual(matrix, line, lr=17.0, steps=[1])),
+        ("lr", lambda: sb.linearized_residual(matrix, line, lr=0, steps=[1])),
+        ("lr", lambda: sb.linearized_residual(matrix, line, lr="0.1", steps=[1])),
+        ("steps", lambda: sb.linearized_residual(matrix, line, lr=0.1, steps=[-1])),
+        ("steps", lambda: sb.linearized_residual(matrix, line, lr=0.1, steps=5)),
+    ],
+    "polytopes": [
+        ("knots", lambda: polytopes.piecewise_linear_transform(knots.flip(0), knots, far)),
+        ("knots", lambda: polytopes.piecewise_linear_transform(knots[:1], knots[:1], far)),
+        ("values", lambda: polytopes.piecewise_linear_transform(knots, knots[:2], far)),
+        ("k", lambda: polytopes.piecewise_linear_transform(knots, knots, torch.zeros(1))),
+        ("k", lambda: polytopes.piecewise_linear_transform(knots, knots, 3.0)),
+        ("b", lambda: polytopes.shallow_relu_transform(knots + 1, knots[:2], knots, far)),
+        ("v", lambda: polytopes.shallow_relu_transform(knots + 1, knots, knots[:2], far)),
+        ("w", lambda: polytopes.shallow_relu_transform(knots, knots, knots, far)),
+        ("k", lambda: polytopes.shallow_relu_transform(knots + 1, knots, knots, torch.zeros(1))),
+        ("vertices", lambda: polytopes.polygon_transform(square.flip(0), wave)),
+        ("vertices", lambda: polytopes.polygon_transform(square[:2], wave)),
+        ("vertices", lambda: polytopes.polygon_transform(square.tolist(), wave)),
+        ("vertices", lambda: polytopes.polygon_transform(square + NAN, wave)),
+        ("k", lambda: polytopes.polygon_transform(square, torch.ones(2))),
+        ("k", lambda: polytopes.polygon_transform(square, wave.double())),
+        ("net", lambda: polytopes.inside_tent(mlp(2, 1, width=3, depth=3))),
+        ("net", lambda: polytopes.inside_tent(mlp(3, 1, width=3, depth=2))),
+        ("net", lambda: polytopes.linear_regions(net, square)),
+        ("net", lambda: polytopes.linear_regions(siren(2, 1, width=3, depth=2), square)),
+        ("corners", lambda: polytopes.linear_regions(on_plane, square.flip(0))),
+        ("corners", lambda: polytopes.linear_regions(on_plane, torch.cat([square, torch.zeros(1, 2)]))),
+        ("corners", lambda: polytopes.linear_regions(on_plane, square[0])),
+        ("regions", lambda: polytopes.network_transform([], wave)),
+        ("regions", lambda: polytopes.network_transform(regions, wave)),
+        ("k", lambda: polytopes.network_transform(regions, 0 * wave)),
+        ("regions", lambda: polytopes.facets([])),
+        ("k", lambda: polytopes.decay_exponent(far.flip(0), far)),
+        ("k", lambda: polytopes.decay_exponent(1 + far / 1e3, far)),
+        ("magnitude", lambda: polytopes.decay_exponent(far, far[:5])),
+        ("magnitude", lambda: polytopes.decay_exponent(far, 0 * far)),
+        ("magnitude", lambda: polytopes.decay_exponent(far, far - 50)),
+    ],
+    "nets": [
+        ("width", lambda: mlp(1, 1, width=0, depth=2)),
+        ("width", lambda: mlp(1, 1, width=2.0, depth=2)),
+        ("depth", lambda: mlp(1, 1, width=2, depth=True)),
+        ("dim_in", lambda: mlp(None, 1, width=2, depth=2)),
+        ("activation", lambda: mlp(1, 1, width=2, depth=2, activation=nn.ReLU())),
+        ("activation", lambda: mlp(1, 1, width=2, depth=2, activation="relu")),
+        ("num_features", lambda: FourierFeatures(1, 0, sigma=1.0)),
+        ("sigma", lambda: FourierFeatures(1, 2, sigma=0.0)),
+        ("sigma", lambda: FourierFeatures(1, 2, sigma="10")),
+        ("x", lambda: FourierFeatures(1, 2, sigma=1.0)(torch.zeros(3, 2))),
+        ("omega", lambda: Sine(-30.0)),
+        ("omega", lambda: siren(1, 1, width=2, depth=2, omega=math.inf)),
+        ("depth", lambda: siren(1, 1, width=2, depth=1)),
+        ("networks", lambda: Stack([])),
+        ("networks", lambda: Stack(net)),
+        ("networks", lambda: Stack([net, two_outputs])),
+        ("networks", lambda: Stack([net, 3])),
+        ("x", lambda: Stack([net, net])(torch.zeros(3, 5, 1))),
+        ("index", lambda: Stack([net, net]).network(2, mlp(1, 1, width=3, depth=2))),
+        ("into", lambda: Stack([net, net]).network(0, two_outputs)),
+    ],
+    "data": [
+        ("num_points", lambda: grid(1)),
+        ("num_points", lambda: grid(8.0)),
+        ("z", lambda: sum_of_sines(0.5, [1])),
+        ("z", lambda: sum_of_sines(points, [1])),
+        ("z", lambda: sum_of_sines(torch.arange(4), [1])),
+        ("frequencies", lambda: sum_of_sines(z, [])),
+        ("frequencies", lambda: sum_of_sines(z, [NAN])),
+        ("frequencies", lambda: sum_of_sines(z, None)),
+        ("amplitudes", lambda: sum_of_sines(z, [1, 2], [1.0])),
+        ("amplitudes", lambda: sum_of_sines(z, [1, 2], [1.0, math.inf])),
+        ("amplitudes", lambda: sum_of_sines(z, [1], "1")),
+        ("num_signals", lambda: sum_of_sines(z, [1], num_signals=0)),
+        ("petals", lambda: flower(z, -1)),
+        ("petals", lambda: flower(z, 2.5)),
+        ("z", lambda: flower(points, 2)),
+        ("frequency", lambda: radial_noise(points, NAN)),
+        ("frequency", lambda: radial_noise(points, "1")),
+        ("x", lambda: radial_noise(line, 1.0)),
+        ("x", lambda: radial_noise(bad_points, 1.0)),
+        ("reference", lambda: radial_noise(points, 1.0, reference=torch.rand(3, 2))),
+        ("reference", lambda: radial_noise(points, 1.0, reference=points)),
+        ("reference", lambda: radial_noise(points, 0.0, reference=torch.rand(9, 1))),
+        ("classes", lambda: digits([10])),
+        ("classes", lambda: digits([])),
+        ("classes", lambda: digits(3)),
+        ("classes", lambda: digits(["3"])),
+        ("name", lambda: load_tabular("titanic")),
+        ("features", lambda: load_tabular("iris", ["petal colour"])),
+        ("num_folds", lambda: split_folds(5, 1)),
+    ],
+    "claims": [
+        ("chapter", lambda: Claims("spectral bias", [declare()])),
+        ("chapter", lambda: Claims.declared("99_nothing")),
+        ("claims", lambda: Claims("00_demo", [])),
+        ("claims", lambda: Claims("00_demo", [declare(), declare()])),
+        ("id", lambda: declare(id="SB1")),
+        ("id", lambda: claims("GS-2", 1.0)),
+        ("statement", lambda: declare(statement="two\nlines")),
+        ("op", lambda: declare(op="<")),
+        ("bound", lambda: declare(bound=NAN)),
+        ("bound", lambda: declare(op="in", bound=(2.0, 1.0))),
+        ("bound", lambda: declare(op="in", bound=1.0)),
+        ("value", lambda: claims("GS-1", [])),
+        ("value", lambda: claims("GS-1", None)),
+        ("value", lambda: claims("GS-1", "1.0")),
+        ("value", lambda: claims("GS-1", torch.zeros(2, 2))),
+    ],
+    "runtime": [
+        ("seed", lambda: runtime.generator(-1)),
+        ("seed", lambda: runtime.generator(1.5)),
+        ("device", lambda: runtime.generator(0, "nonsense")),
+    ],
+    "plots": [
+        ("n", lambda: plots.sequential(0)),
+        ("n", lambda: plots.sequential("3")),
+        ("titles", lambda: plots.label_panels([None, None], ["one"])),
+        ("draw", lambda: plots.play(None)),
+        ("moment", lambda: plots.play(lambda moment: None, moment=3)),
+    ],
+    "training": [
+        ("num_steps", lambda: train(num_steps=0)),
+        ("num_steps", lambda: train(num_steps=10.0)),
+        ("lr", lambda: train(lr=-1e-3)),
+        ("lr", lambda: train(lr=NAN)),
+        ("schedule", lambda: train(schedule="step")),
+        ("data", lambda: train(data=bad_points)),
+        ("data", lambda: train(data=[1.0, 2.0])),
+        ("batch_size", lambda: train(data=points, batch_size=9)),
+        ("ema", lambda: train(ema=1.0)),
+        ("parameters", lambda: train(parameters=nn.ReLU())),
+        ("loss_fn", lambda: train(loss_fn=lambda: 1.0)),
+        ("loss_fn", lambda: train(loss_fn=lambda: net(points))),
+        ("loss_fn", lambda: train(loss_fn=lambda: net(points).sum().detach())),
+        ("optimizer", lambda: train(optimizer=lambda p: None)),
+    ],
+    "autodiff": [
+        ("x", lambda: autodiff.jacobian(torch.sin, torch.arange(3))),
+        ("mode", lambda: autodiff.jacobian(torch.sin, line, mode="both")),
+        ("f", lambda: autodiff.log_det_jacobian(lambda x: x[..., :2], line)),
+        ("v", lambda: autodiff.jvp(torch.sin, line, line[:3])),
+        ("kind", lambda: autodiff.probe_vectors(line, kind="uniform")),
+        ("num_probes", lambda: autodiff.probe_vectors(line, num_probes=0)),
+    ],
+    "metrics": [
+        ("x", lambda: metrics.sliced_wasserstein(bad_points, points)),
+        ("y", lambda: metrics.sliced_wasserstein(points, torch.zeros(3, 2))),
+        ("p", lambda: metrics.sliced_wasserstein(points, points, p=0)),
+        ("num_projections", lambda: metrics.sliced_wasserstein(points, points, num_projections=0)),
+        ("bandwidth", lambda: metrics.mmd_squared(points, points, bandwidth=-1.0)),
+        ("x", lambda: metrics.median_bandwidth(points, points)),
+    ],
+}
+ROWS = [(module, i, name, call) for module, rows in CALLS.items() for i, (name, call) in enumerate(rows)]
+
+
+@pytest.fixture(autouse=True)
+def no_type_checks(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.parametrize(("name", "call"), [row[2:] for row in ROWS], ids=[f"{m}-{i}-{n}" for m, i, n, _ in ROWS])
+def test_malformed_calls_name_the_argument(name, call):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        call()
+    message = str(caught.value)
+    assert re.match(rf"{name}\b", message) or re.search(rf"(^|, ){name}(:| must| returned| holds|=)", message), message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "read"),
+    [
+        ("REFIMPL_SIZE", "medium", runtime.size_name),
+        ("REFIMPL_SEED", "-1", runtime.seed),
+        ("REFIMPL_SEED", "one", runtime.seed),
+        ("REFIMPL_DEVICE", "gpu", runtime.device),
+        ("REFIMPL_DEVICE", "cuda:99", runtime.device),
+    ],
+)
+def test_malformed_environment_names_the_variable(monkeypatch, variable, value, read):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"^{variable}: "):
+        read()
+
+
+def test_correct_calls_next_to_them_pass():
+    """The fixtures of this file are sound, so that the calls above fail for the reason that they name."""
+    sb.perturbation_robustness(net, z[:, None], [1], [1.0], num_draws=1)
+    sb.learning_order(torch.rand(5, 2), [1, 2])
+    sb.linearized_residual(matrix, line, lr=0.1, steps=[1])
+    polytopes.polygon_transform(square, wave)
+    polytopes.shallow_relu_transform(knots + 1, knots, knots, far)
+    polytopes.decay_exponent(far, far)
+    Stack([net, net]).network(1, mlp(1, 1, width=3, depth=2))
+    radial_noise(points, 1.0, reference=torch.rand(9, 1))
+    assert declare().holds(1.0)
+    plots.play(lambda moment: None, moment=SimpleNamespace(value=1))
+    train(data=points, batch_size=8, loss_fn=lambda x: net(x).square().mean())
