@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "build/screenshots"
-PATIENCE = 400  # seconds; generous, because nothing here tests how fast the machine is
+PATIENCE = 900  # seconds; generous, because nothing here tests how fast the machine is
 
 sys.path.insert(0, str(ROOT / "tools"))
 import browser as finder  # noqa: E402
