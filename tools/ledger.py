@@ -27,7 +27,13 @@ def read_json(path: Path) -> dict | None:
 def summary_of(notebook: Path) -> tuple[str, dict] | None:
     """Title of a chapter and what its claims measured; None for a notebook without claims."""
     nb = nbformat.read(notebook, as_version=4)
-    title = next(line[2:] for c in nb.cells if c.cell_type == "markdown" for line in c.source.splitlines() if line.startswith("# "))
+    title = next(
+        line[2:]
+        for c in nb.cells
+        if c.cell_type == "markdown"
+        for line in c.source.splitlines()
+        if line.startswith("# ")
+    )
     for cell in reversed(nb.cells):
         for output in cell.get("outputs", []):
             if MIME in output.get("data", {}):
@@ -44,10 +50,19 @@ def chapters(root: Path) -> list[dict]:
             name = notebook.stem
             seeds = read_json(root / "results" / "seeds" / f"{name}.json")
             full = read_json(root / "results" / f"{name}.json")
-            for record, origin in ((seeds and seeds["claims"], "seeds"), (full and {c["id"]: c for c in full["claims"]}, "full")):
-                stale = [c["id"] for c in summary[1]["claims"] if record and (record.get(c["id"]) or {}).get("criterion") != c["criterion"]]
+            for record, origin in (
+                (seeds and seeds["claims"], "seeds"),
+                (full and {c["id"]: c for c in full["claims"]}, "full"),
+            ):
+                stale = [
+                    c["id"]
+                    for c in summary[1]["claims"]
+                    if record and (record.get(c["id"]) or {}).get("criterion") != c["criterion"]
+                ]
                 if stale:
-                    raise SystemExit(f"{name}: the {origin} record has another criterion for {', '.join(stale)}; measure again")
+                    raise SystemExit(
+                        f"{name}: the {origin} record has another criterion for {', '.join(stale)}; measure again"
+                    )
             found.append({"name": name, "title": summary[0], "quick": summary[1], "seeds": seeds, "full": full})
     return found
 
@@ -67,10 +82,16 @@ def ledger_text(found: list[dict]) -> str:
         full = chapter["full"]
         lines += ["", f"## [{chapter['title']}](../chapters/{chapter['name']}.ipynb)", ""]
         if full:
-            lines.append(f"Full size: {full['device']}, PyTorch {full['torch']}, {full['date']}, {full['seconds']:.0f} s.")
+            lines.append(
+                f"Full size: {full['device']}, PyTorch {full['torch']}, {full['date']}, {full['seconds']:.0f} s."
+            )
         else:
             lines.append("Full size: no record yet.")
-        lines += ["", "| ID | claim | where | the paper reports | criterion | quick | five seeds | full |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| ID | claim | where | the paper reports | criterion | quick | five seeds | full |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         full_rows = {c["id"]: c for c in full["claims"]} if full else {}
         for c in chapter["quick"]["claims"]:
             seeds = chapter["seeds"]["claims"].get(c["id"]) if chapter["seeds"] else None
@@ -93,7 +114,7 @@ def summary_text(found: list[dict]) -> str:
         seeds = chapter["seeds"]["claims"] if chapter["seeds"] else {}
         full = chapter["full"]
         lines.append(
-            f"| [{chapter['name'][:2]} {chapter['title']}](chapters/{chapter['name']}.ipynb) | {len(rows)} | {sum(c['holds'] for c in rows)} "
+            f"| [{chapter['title']}](chapters/{chapter['name']}.ipynb) | {len(rows)} | {sum(c['holds'] for c in rows)} "
             f"| {sum(all(s['holds']) for s in seeds.values()) if seeds else 'not run'} "
             f"| {str(sum(c['holds'] for c in full['claims'])) + ' on ' + full['device'] if full else 'no record yet'} |"
         )
