@@ -133,6 +133,7 @@ def test_chapter_runs_and_its_slider_redraws(lab, open_page):
     drag(page, area)
     page.wait_for_function(REDRAWN, arg=before, timeout=PATIENCE * 1000)
     print(f"the picture changed {time.monotonic() - start:.2f} s after the slider was taken")
+    area.locator(".widget-output img").first.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
     page.wait_for_function(KERNEL_IDLE)
     assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
