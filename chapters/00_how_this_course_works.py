@@ -15,7 +15,8 @@
 # # 00 · How this course works
 #
 # Every chapter of this course takes a paper apart, rebuilds its method in a page of PyTorch, and measures whether the
-# paper's claims hold. This one shows you how to work with such a chapter, and hands you the four tools that all others use.
+# paper's claims hold. This one shows you how to work with such a chapter, and hands you four tools for the chapters on
+# generative models.
 #
 # **You will be able to** run a chapter at two sizes, read a verdict and know what it is worth; turn a density through a
 # map and back; say why maximum likelihood is a distance to the data; multiply with a Jacobian without ever forming
@@ -66,8 +67,8 @@ print(runtime.describe())
 # On the left you draw points $z$ from a standard normal distribution. A fixed, smooth, invertible map $g$ (called
 # `decode` in the code) stretches, bulges and twists the plane and carries each point to $x = g(z)$.
 #
-# **What to look for.** Follow one colour from left to right. Where do the grid's cells grow, where do they shrink, and
-# what happens to the crowd of points there?
+# **What to look for.** Follow one colour from the left panel to the right one. Where do the grid's cells grow, where do
+# they shrink, and what happens to the crowd of points there?
 
 # %% alt="Left: round cloud of points on a square grid. Right: the same points and grid, stretched and twisted into a spiral that is thin at one end and wide at the other."
 def decode(z, twist=1.2, bulge=0.5):
@@ -161,8 +162,9 @@ claim
 #
 # $$\log p_X(x) = \log p_Z(f(x)) + \log|\det J(x)|.$$
 #
-# Here are two such densities. In 1-D, $g(z) = e^{z/2}$. In 2-D, $g$ is the map of the picture: the twist preserves
-# areas, so only the stretch enters and $\log|\det J| = -\log(1.3 \cdot 0.3) - \text{bulge}\cdot z_1$.
+# Here are two such densities. In 1-D, $g(z) = e^{z/2}$. In 2-D, $g$ is the map of the picture: the twist turns
+# each circle around the origin as a whole and so preserves areas; only the stretch enters, and
+# $\log|\det J| = -\log(1.3 \cdot 0.3) - \text{bulge}\cdot z_1$.
 
 # %%
 def normal_log_prob(z):
@@ -285,9 +287,11 @@ say(f"Without the determinant the distance is {without:.2f}, so the claim {'hold
 # = \underbrace{-\mathbb E_p \log p(x)}_{\text{entropy } H(p)}
 # + \underbrace{\mathbb E_p \log\frac{p(x)}{q_\theta(x)}}_{\mathrm{KL}(p\,\|\,q_\theta)\ \ge\ 0}.$$
 #
+# (KL cannot be negative, by Jensen's inequality: the mean of a logarithm is at most the logarithm of the mean.)
 # The entropy does not depend on $\theta$. So the $\theta$ that maximises the likelihood is the one that minimises the
-# *Kullback-Leibler divergence* KL, which is zero only for $q_\theta = p$. You can measure the left side without knowing
-# $p$: samples suffice. That is why everybody trains with it.
+# *Kullback-Leibler divergence* KL, a distance in one direction only ($p$ and $q_\theta$ must not trade places), which is
+# zero only for $q_\theta = p$. You can measure the left side without knowing $p$: samples suffice. That is why everybody
+# trains with it.
 #
 # Check it where $p$ is known: a mixture of two normals. The model is the smallest flow there is, $f(x) = x/b$ with one
 # parameter $b > 0$, so by tool 1 $\log q_b(x) = \log p_Z(x/b) - \log b$.
@@ -328,7 +332,7 @@ shown = points[(points.abs() < 5).squeeze(-1)][::20]
 right.fill_between(shown[:, 0].cpu(), log_p(shown).exp().cpu(), color="#cccccc", label="data $p$")
 for b, style in ((0.8, "--"), (scales[best], "-"), (3.0, ":")):
     right.plot(shown[:, 0].cpu(), log_q(shown, b).exp().cpu(), style, label=f"model, $b$ = {b:.2f}")
-right.set(title="What the best model looks like", xlabel="$x$", ylabel="density")
+right.set(title="What the best model looks like", xlabel="$x$", ylabel="density", ylim=(0, 0.85))
 right.legend()
 plt.show()
 
@@ -484,7 +488,7 @@ for colour, (kind, values) in zip(plots.PALETTE, estimates.items(), strict=False
     counts = [1, 4, 16, 64, 256]
     deviations = [values[: len(values) // k * k].reshape(-1, k).mean(1).std().item() for k in counts]
     right.loglog(counts, deviations, "o", color=colour, label=f"{kind}, measured")
-    right.loglog(counts, [(closed_form[kind].item() / k) ** 0.5 for k in counts], color=colour, label="closed form")
+    right.loglog(counts, [(closed_form[kind].item() / k) ** 0.5 for k in counts], color=colour, label=f"{kind}, closed form")
 left.axvline(jac.trace().item(), color=plots.PALETTE[6], lw=1, ls=":", label="exact trace")
 left.set(title="Estimates from one probe", xlabel="$v^T J v$", ylabel="density")
 left.legend(loc="upper right")
@@ -682,9 +686,9 @@ for name, points in drawn.items():
 say("\n".join(lines))
 
 # %% [markdown]
-# The Gaussian stands out in every column. The others are close to the first row: a KDE redraws its training points, so its
-# samples look right by construction, and only the likelihood shows what its bumps cost. The criterion for that asks for a
-# lead of 0.05 nats:
+# The Gaussian stands out in every column. The other two are close to the first row in the last two columns; in the first,
+# the KDE comes nearer than the flow. It redraws its training points, so its samples look right by construction, and only the
+# likelihood shows what its bumps cost. The criterion for that asks for a lead of 0.05 nats:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -717,7 +721,7 @@ plots.play(
 # %% [markdown]
 # Three settings for readers without a kernel (colour shows the square root of the density, so that you see the tails):
 
-# %% alt="Three densities side by side: an upright ellipse, an S with one thick arm, and a tightly wound spiral; each integrates to about one."
+# %% alt="Three densities side by side: a flat ellipse, an S with one thick arm, and a tightly wound spiral; each integrates to about one."
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 3.1))
 for ax, (twist, bulge) in zip(axes, ((0.0, 0.0), (1.2, 0.5), (-2.5, -0.3)), strict=True):
     draw_density(twist, bulge, ax)

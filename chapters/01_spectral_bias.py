@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Spectral bias: what a network learns first
+# # 01 · Spectral bias: what a network learns first
 #
 # **Paper.** Nasim Rahaman, Aristide Baratin, Devansh Arpit, Felix Draxler, Min Lin, Fred A. Hamprecht, Yoshua Bengio,
 # Aaron Courville: *On the Spectral Bias of Neural Networks*, ICML 2019, [arXiv 1806.08734](https://arxiv.org/abs/1806.08734).
@@ -29,7 +29,8 @@
 # - predict learning speed frequency by frequency from the tangent kernel;
 # - choose Fourier features or a sine network when you need the high frequencies.
 #
-# **You need first**: PyTorch, the discrete Fourier transform, and [chapter 00](00_how_this_course_works.ipynb). **Time**: 90 minutes.
+# **You need first**: PyTorch, the discrete Fourier transform, the divergence theorem (for two short derivations), and "How a chapter works" in
+# [chapter 00](00_how_this_course_works.ipynb). **Time**: 90 minutes.
 
 # %% tags=["launch"]
 import importlib.util
@@ -42,6 +43,7 @@ if importlib.util.find_spec("refimpl") is None:  # for example on Colab: install
 
 # %% [markdown]
 # Every size that this chapter uses stands in the next cell: *quick* runs on a laptop in about a minute, *full* is the paper's size and wants a GPU.
+# Throughout, `depth` counts linear layers, one more than there are hidden layers.
 
 # %%
 import math
@@ -83,10 +85,10 @@ print(runtime.describe())
 # %% [markdown]
 # ## In one picture
 #
-# The target is a sum of sines of equal amplitude, $\lambda(z)=\sum_i\sin(2\pi k_iz+\phi_i)$, on $z\in[0,1)$; the frequencies $k_i$ count
+# The target is a sum of sines of amplitude 1, $\lambda(z)=\sum_i\sin(2\pi k_iz+\phi_i)$, on $z\in[0,1)$; the frequencies $k_i$ count
 # cycles over the interval, the phases $\phi_i$ are random. A plain ReLU network $f$ sees $n$ equispaced points and learns $\lambda$ by least squares, all points in every step.
-# Before each update we take the discrete Fourier transform of its outputs, $F_k=\frac1n\sum_j f(z_j)\,e^{-2\pi ikj/n}$. A sine of amplitude $A$ has $|F_k|=A/2$, so
-# $2|F_k|/A$ tells how much of it the network has.
+# Every ten steps, before the update, we take the discrete Fourier transform of its outputs, $F_k=\frac1n\sum_j f(z_j)\,e^{-2\pi ikj/n}$. A sine of amplitude $A$ has $|F_k|=A/2$
+# (the other half sits at $-k$), so $2|F_k|/A$ tells how much of it the network has.
 #
 # This is the whole experiment in plain PyTorch.
 
@@ -116,6 +118,7 @@ spectra = torch.stack(spectra)  # (time, modes)
 
 # %% [markdown]
 # **What to look for.** Time runs to the right. Each row of the left panel is one frequency; it turns bright when the network has that sine at full amplitude.
+# Right: where does the network still miss the target after the last step?
 
 # %% alt="Heat map of recovered amplitude: low frequencies become bright early, high frequencies late. Right: target and three snapshots of the network."
 fig, (left, right) = plt.subplots(1, 2, width_ratios=[1.25, 1])
@@ -137,12 +140,14 @@ label_panels([left, right], ["What has been learned, and when", "What is left at
 plt.show()
 
 # %% [markdown]
-# **What you saw.** A staircase: each frequency waits for its turn. Nothing in the loss asks for this, since all sines weigh the same in it.
+# **What you saw.** A staircase: the higher the frequency, the later its row turns bright, and the highest are not done at the last step. What is missing then are quick wiggles.
+# Nothing in the loss asks for this order, since all sines weigh the same in it.
 # The rest of the chapter asks why, and when it is not so.
 #
 # ## The claims
 #
-# Each claim of the paper that we check has a criterion, fixed before we measured. Entries "read off" were read by eye from the figures in the authors' notebooks.
+# Each claim that we check, of this paper or of one that it leads to, has a criterion, fixed before we measured. Entries "read off" were read by eye from the figures in the authors' notebooks.
+# Skim the table; its words are explained where each claim gets its verdict.
 
 # %%
 claim = Claims.declared("01_spectral_bias")
@@ -186,6 +191,7 @@ def train(networks, x, y, *, steps, lr, record_every, name):
 copy = mlp(1, 1, width=SINES["width"], depth=SINES["depth"])
 copy.load_state_dict(start)
 _, _, outputs = train([copy], z[None, :, None], target[None], steps=200, lr=SINES["lr"], record_every=10, name="copy")
+# `fit` records before each update, as the loop did, and once more after the last one: leave that one out
 difference = (sb.recovered(outputs[:-1, 0], target, SINES["frequencies"]) - spectra[:20]).abs().amax(1)
 assert device.type == "cuda" or difference[:6].max() < 1e-5, difference
 say(
@@ -193,10 +199,10 @@ say(
 )
 
 # %% [markdown]
-# The two agree to rounding at first. Then they part, as any two correct programs would: each time a unit switches, training amplifies the last digit. That is why this course compares numbers early, and conclusions late.
+# The two agree to rounding at first. Then they part, as two correct programs may: their last digits differ, sooner or later a unit switches in one copy only, and training amplifies the difference. That is why this course compares numbers early, and conclusions late.
 #
 # Now the paper's Experiment 1, with equal amplitudes and with amplitudes that rise from 0.1 to 1, so that the *highest* frequency carries the most energy.
-# `recovered` divides the spectrum of the outputs by that of the target.
+# `recovered` divides the magnitudes $|F_k|$ of the outputs by those of the target (with `kind="residual"` it does something else, explained below).
 
 # %%
 torch.manual_seed(seed)
@@ -221,9 +227,11 @@ magnitude = sb.recovered(outputs, signals, ks)  # (time, networks, modes)
 residual = sb.recovered(outputs, signals, ks, kind="residual")
 
 # %% [markdown]
-# **What to look for.** Left and middle: do the curves come in the order of their colours, dark (low) to light (high)? Right: what happens to the product of the layers' spectral norms, which bounds the steepest slope of $f$?
+# **What to look for.** Left and middle: do the curves come in the order of their colours, dark (low) to light (high)? Right: what happens to the product of the layers' spectral norms (largest singular values), which bounds the steepest slope of $f$?
+#
+# To say it in one number, `learning_order` averages each curve, clipped at 1, over time: what is learned earlier has a larger average. The rank correlation of these averages with the frequency is $-1$ if lower frequencies always come first.
 
-# %% alt="Recovered amplitude against step for five frequencies, equal and rising amplitudes; bars of the norm product before and after training."
+# %% alt="Recovered amplitude against step for five frequencies, equal and rising amplitudes; product of norms before and after training for each run."
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9), width_ratios=[1, 1, 0.55])
 for ax, run in zip(axes[:2], (0, runs)):
     for i, colour in enumerate(sequential(len(ks))):
@@ -233,8 +241,9 @@ for ax, run in zip(axes[:2], (0, runs)):
 axes[0].set_ylabel("recovered amplitude")
 axes[0].legend(fontsize=8, ncols=2, loc="lower right", handlelength=1.2, columnspacing=0.8)
 bounds_after = [sb.lipschitz_bound(net) for net in trained]
-axes[2].bar(["before", "after"], [bounds_before[0], bounds_after[0]], color=[PALETTE[4], PALETTE[0]])
-axes[2].set(yscale="log", ylabel="product of spectral norms")
+for pair in zip(bounds_before, bounds_after):
+    axes[2].plot(["before", "after"], pair, "o-", color=PALETTE[0], lw=1, ms=5, alpha=0.7)
+axes[2].set(yscale="log", ylabel="product of spectral norms", xlim=(-0.4, 1.4))
 label_panels(axes, ["Equal amplitudes", "Rising amplitudes", "Norms"])
 plt.show()
 
@@ -268,20 +277,21 @@ say(
 )
 
 # %% [markdown]
-# So Figure 1b of the paper holds for the quantity that the paper plots; "learned" in the stricter sense is a weaker statement. In exercise 3 you look at this yourself.
+# So Figure 1b of the paper holds for the quantity that the paper plots; "learned" in the stricter sense is a weaker statement. Task 3 of the exercise sheet comes back to the two.
 #
 # ## Representation: the Fourier transform of a ReLU network
 #
 # ### One dimension
 #
 # From here on $\tilde f(k)=\int f(x)\,e^{-ikx}\,dx$ with *angular* frequency $k$ in radians per unit of $x$; experiments count cycles, theory counts radians.
-# Take one hidden layer, $f(x)=\sum_j v_j\,\mathrm{relu}(w_jx+b_j)$. Each unit bends the graph at its kink $t_j=-b_j/w_j$, where the slope jumps by $v_j|w_j|$, and nowhere else:
+# Take one hidden layer, $f(x)=\sum_j v_j\,\mathrm{relu}(w_jx+b_j)$. Each unit bends the graph at its kink $t_j=-b_j/w_j$, where the slope jumps by $v_j|w_j|$, and nowhere else. A jump of the slope by 1 at $t$ is a Dirac delta $\delta(x-t)$ in $f''$, so, away from $k=0$,
 #
 # $$f''(x)=\sum_j v_j|w_j|\,\delta(x-t_j)\qquad\Longrightarrow\qquad \tilde f(k)=-\frac1{k^2}\sum_j v_j|w_j|\,e^{-ikt_j},$$
 #
-# because differentiating twice multiplies the transform by $(ik)^2=-k^2$. The whole theory is visible here: a decay of $k^{-2}$; a numerator bounded by the number of kinks times the change of slope.
+# because differentiating twice multiplies the transform by $(ik)^2=-k^2$. The whole theory is visible here: a decay of $k^{-2}$; a numerator bounded by the number of kinks times the largest change of slope.
 #
 # Check: choose weights so that $f$ vanishes outside $[-1,1]$, and integrate it numerically. The hat function $\max(0,1-|x|)$ has kinks at $-1,0,1$ with slope changes $1,-2,1$, and transform $(\sin\frac k2/\frac k2)^2$.
+# A third way, `piecewise_linear_transform`, takes edges and heights and adds up the linear pieces; in a moment you derive it as Lemma 1.
 
 # %%
 w, b, v = torch.ones(3).double(), torch.tensor([1.0, 0.0, -1.0]).double(), torch.tensor([1.0, -2.0, 1.0]).double()
@@ -305,19 +315,20 @@ assert (kinks - closed_form).abs().max() < 1e-12 and (quadrature - closed_form).
 # ### More dimensions: Lemma 1
 #
 # A ReLU network $f:\mathbb R^d\to\mathbb R$ cuts its input space into convex polytopes $P$, its *linear regions*: inside one, no unit switches, and $f(x)=g_P\cdot x+c_P$ with a constant gradient $g_P$.
-# Suppose that $f$ vanishes outside a bounded set. Integrate $\mathrm{div}(k\,f\,e^{-ik\cdot x})=(k\cdot\nabla f-i\|k\|^2f)\,e^{-ik\cdot x}$ over all space; the left side gives zero, hence
+# Suppose that $f$ vanishes outside a bounded set, and write $1_P$ for the indicator function of $P$, 1 inside and 0 outside. Integrate $\mathrm{div}(k\,f\,e^{-ik\cdot x})=(k\cdot\nabla f-i\|k\|^2f)\,e^{-ik\cdot x}$ over all space; the left side gives zero, hence
 #
 # $$\tilde f(k)=-\frac{i}{\|k\|^2}\sum_P (g_P\cdot k)\;\tilde 1_P(k),\qquad \tilde 1_P(k)=\int_P e^{-ik\cdot x}dx.$$
 #
-# Continuity of $f$ is what makes the boundaries between regions cancel. (The paper prints $+i$; with its own convention the sign is minus, and exercise 1 has you find that out.)
+# Continuity of $f$ is what makes the boundaries between regions cancel. (The paper prints $+i$; with its own convention the sign is minus, and task 1 of the exercise sheet has you check it in one dimension.)
 #
 # ### Lemma 2: a polygon seen by a wave
 #
-# What is left is the transform of an indicator function. The divergence theorem again, now on one face $Q$ of dimension $m$ with the field $p\,e^{-ik\cdot x}$, where $p$ is the part of $k$ along $Q$:
+# What is left is the transform of an indicator function. The divergence theorem again, now on one face $Q$ of dimension $m$ with the field $p\,e^{-ik\cdot x}$, where $p$ is the part of $k$ along $Q$.
+# Within $Q$ its divergence is $-i\|p\|^2e^{-ik\cdot x}$, and its flux leaves through the *facets* $S$, the faces of dimension $m-1$ that bound $Q$ (a polygon's sides, a side's two corners):
 #
 # $$\tilde 1_Q(k)=\frac{i}{\|p\|^2}\sum_{S}(p\cdot n_S)\,\tilde 1_S(k)\quad\text{over the facets $S$ of $Q$ with outward normals $n_S$};\qquad \tilde 1_Q(k)=\mathrm{vol}_m(Q)\,e^{-ik\cdot x_0}\ \text{ if }p=0,\ x_0\in Q.$$
 #
-# Each step down, from polygon to side to corner, costs one factor $1/k$, *unless the wave meets a face head-on* ($p=0$); there the chain stops early. That is all of Theorem 1. The recursion from scratch, for the plane:
+# Each step down, from polygon to side to corner, costs one factor $1/k$, *unless the wave meets a face head-on* ($p=0$, $k$ orthogonal to the face: all its points have the same phase); there the chain stops early. That is all of Theorem 1. The recursion from scratch, for the plane:
 
 # %%
 def corner(x, k):
@@ -355,12 +366,12 @@ assert torch.allclose(by_recursion, in_refimpl, atol=1e-12)
 say(f"Recursion and `polytopes.polygon_transform` differ by {(by_recursion - in_refimpl).abs().max():.0e}.")
 
 # %% [markdown]
-# `refimpl` writes the side as $\ell\,\mathrm{sinc}(\cdot)$, which is the same function without the special case and without cancellation near it.
+# `refimpl` writes the side as its length times a $\mathrm{sinc}$, times the phase of its midpoint, which is the same function without the special case and without cancellation near it.
 #
 # ### A whole network
 #
 # We need a network with compact support: `inside_tent` builds $\min(\text{tent},\mathrm{relu}\,h)$ with the tent $\max(0,1-|x_1|-|x_2|)$ out of ReLU layers, for any one-hidden-layer network $h$.
-# We train $h$ to draw a lopsided hill, then cut the square into the exact linear regions, layer by layer: on a region, a unit's pre-activation is affine, so its zero line cuts the region in two.
+# We train $h$ to draw a hill off the centre, then cut the square into the exact linear regions, layer by layer: on a region, a unit's pre-activation is affine, so its zero line cuts the region in two.
 
 # %%
 torch.manual_seed(seed)
@@ -377,7 +388,7 @@ say(
 )
 
 # %% [markdown]
-# **Check of Lemma 1.** The sum over regions against brute-force quadrature on a fine grid, and against the network's own gradient at random points.
+# **Check of Lemma 1.** The sum over regions against brute-force quadrature on a fine grid, for six random waves.
 
 # %%
 m = 1500
@@ -399,9 +410,11 @@ claim("SB-5", lemma_error)
 # ### Theorem 1: decay depends on the direction
 #
 # In the plane a generic wave vector $k$ is orthogonal to no side, so the chain runs down to the corners: $k^{-2}$ from Lemma 2 and $k^{-1}$ from Lemma 1, together $\tilde f=O(k^{-3})$.
-# Along the normal of a facet the chain stops one step earlier: $O(k^{-2})$. In general $O(k^{-\Delta-1})$, where $\Delta$ is the smallest codimension of a face orthogonal to $k$.
+# Along the normal of a facet the chain stops one step earlier: $O(k^{-2})$. In general $O(k^{-\Delta-1})$, where $\Delta$ is the smallest codimension ($d$ minus the dimension) of a face orthogonal to $k$: 1 for a side that is hit head-on, and never more than $d$, since a corner is orthogonal to every $k$.
 #
-# **What to look for.** Left: the regions, coloured by the network's value. Middle: $|\tilde f(k)|\,\|k\|^3$, which the theorem bounds in generic directions; where are the rays? Right: the decay along one ray and along one generic direction.
+# **What to look for.** Left: the regions, coloured by the network's value. Middle: $|\tilde f(k)|\,\|k\|^3$, which the theorem bounds in generic directions; where are the rays? Right: the decay along one ray, and along the random direction that lies farthest from any ray; compare the upper edges, since the dips are interference.
+#
+# How far out must you look? A wave that meets a facet *almost* head-on follows $k^{-2}$ until it is fast enough to tell the difference. So `decay` fits the exponent to the upper envelope from $\|k\|=10^4$ on, where the right panel shows only the last decade.
 
 # %%
 angle = torch.rand(6, generator=runtime.generator(seed)).double() * 2 * math.pi
@@ -431,13 +444,14 @@ axes[1].set(xlabel="$k_1$", ylabel="$k_2$", xticks=[-100, 0, 100], yticks=[-100,
 for ax in axes[:2]:
     ax.grid(False)
 line = torch.logspace(0.5, 5, 700).double()
-for direction, colour, name in ((normals[0], PALETTE[1], "facet normal"), (generic[0], PALETTE[0], "generic")):
+far_off = generic[(generic @ normals.T).abs().amax(1).argmin()]  # the random direction farthest from any normal
+for direction, colour, name in ((normals[0], PALETTE[1], "facet normal"), (far_off, PALETTE[0], "generic")):
     axes[2].loglog(
         line, polytopes.network_transform(regions, line[:, None] * direction).abs(), color=colour, lw=0.8, label=name
     )
-axes[2].loglog(line, line**-2.0, "k--", lw=0.8)
-axes[2].loglog(line, 8 * line**-3.0, "k:", lw=0.8)
-axes[2].set(xlabel="$\\|k\\|$", ylabel="$|\\tilde f(k)|$", ylim=(1e-15, 1))
+axes[2].loglog(line, line**-2.0, "k--", lw=0.8, label="$k^{-2}$")
+axes[2].loglog(line, 8 * line**-3.0, "k:", lw=0.8, label="$k^{-3}$")
+axes[2].set(xlabel="$\\|k\\|$ (radians per unit)", ylabel="$|\\tilde f(k)|$", ylim=(1e-15, 1))
 axes[2].legend(fontsize=8, loc="lower left")
 label_panels(axes, ["Linear regions", "$\\log_{10}|\\tilde f|\\,\\|k\\|^3$", "Decay"])
 plt.show()
@@ -455,8 +469,8 @@ claim("SB-7", along_generic)
 
 
 # %% [markdown]
-# **What you saw.** Each line along which the gradient jumps casts one ray into the frequency plane, at a right angle to itself. The dashed line falls like $k^{-2}$, the dotted one like $k^{-3}$.
-# Smoothness alone would not give this: $\sqrt{|x|}$ is smooth in pieces, yet decays only like $k^{-3/2}$. It is *linearity* in pieces that matters.
+# **What you saw.** Each line along which the gradient jumps casts a ray into the frequency plane, both ways and at a right angle to itself. The dashed line falls like $k^{-2}$, the dotted one like $k^{-3}$.
+# Smoothness in pieces alone would not give this: in one dimension $\sqrt{|x|}$ is smooth in pieces, yet decays only like $k^{-3/2}$ instead of $k^{-2}$. It is *linearity* in pieces that matters.
 #
 # ### How large is the numerator? Weight norm, depth and width
 #
@@ -464,9 +478,10 @@ claim("SB-7", along_generic)
 #
 # $$L_f\;\le\;\prod_{l=1}^{L+1}\|W^{(l)}\|_2\;\le\;\|\theta\|_\infty^{L+1}\,\sqrt d\,\prod_{l=1}^{L}d_l$$
 #
-# with $L$ hidden layers of widths $d_l$, weight matrices $W^{(l)}$, and the largest parameter $\|\theta\|_\infty$. Exponential in depth, polynomial in width: depth buys high frequencies cheaply. How tight is the chain?
+# with $L$ hidden layers of widths $d_l$, weight matrices $W^{(l)}$, and the largest parameter $\|\theta\|_\infty$. The second step replaces each spectral norm by the Frobenius norm, which is at most $\|\theta\|_\infty\sqrt{d_{l-1}d_l}$, with $d_0=d$ and $d_{L+1}=1$.
+# Exponential in depth, polynomial in width: as far as the bound goes, depth buys high frequencies cheaply. How tight is the chain?
 #
-# **What to look for.** How the three terms grow when one of scale, depth and width changes, and how far they lie apart.
+# **What to look for.** How the three terms grow when one of scale, depth and width changes, and how far they lie apart. (The *steepest slope found* is the largest gradient at 2000 random points, so $L_f$ is at least that.)
 
 # %%
 def chain(net):
@@ -504,6 +519,7 @@ for ax in (axes[0], axes[2]):
     ax.minorticks_off()
 axes[1].legend(fontsize=8, loc="upper left")
 label_panels(axes, ["Weight norm", "Depth (weights × 2)", "Width"])
+fig.suptitle("Random, untrained networks", fontsize=10)
 plt.show()
 
 # %%
@@ -511,7 +527,8 @@ plt.show()
 claim("SB-4", chain_ratio)
 
 # %% [markdown]
-# **What you saw.** The chain holds, and is far from tight. It is right about direction (scale and depth act by powers) and useless as a number. Width moves the slope very little at PyTorch's initialisation, where weights shrink as layers widen.
+# **What you saw.** The chain holds, and is far from tight. All three terms grow by a power of the scale. With depth both bounds grow exponentially, yet the slope of these random networks does not grow at all: even with its weights doubled, PyTorch's initialisation shrinks a signal a little in each layer.
+# Width moves the slope very little, too, since weights are drawn smaller in wider layers. A bound says what weights of this size could do, not what random ones do.
 #
 # ## Parameter space: high frequencies are rare and fragile
 #
@@ -549,6 +566,8 @@ plt.show()
 claim("SB-8", beyond)
 
 # %% [markdown]
+# **What you saw.** The share falls with $k$, a larger $K$ moves the fall to the right, and no network that we drew lives beyond its dotted line. Most stay well short of it: to reach it, all kinks would have to be in phase, with all weights at the bound.
+#
 # ### Fragile
 #
 # The paper's Experiment 2: take a trained network, move *all* its parameters $\theta$ to $\theta+\delta u$ with a random unit vector $u$, and see how much of each frequency is left, averaged over many $u$.
@@ -579,18 +598,19 @@ plt.show()
 claim("SB-9", robustness)
 
 # %% [markdown]
-# **What you saw.** High frequencies need parameters that conspire; a random nudge breaks the conspiracy. The lowest frequency can even *gain* magnitude, since a perturbed network has energy of its own, nearly all of it at low frequencies.
+# **What you saw.** High frequencies need parameters that conspire; a random nudge breaks the conspiracy. The lowest frequency can even *gain* magnitude; a likely reason is that what a random perturbation adds is itself mostly of low frequency.
 #
 # ## Dynamics: the kernel's prediction
 #
 # The paper bounds learning speed: $|d\tilde h(k)/dt|=O(k^{-\Delta})$ for the residual $h=f-\lambda$, since differentiating a phase $e^{-ik\cdot x_0(\theta)}$ by a parameter brings down one factor $k$.
 # That is an upper bound with constants that move during training, not a proof of the order. A sharper tool for wide networks is the **neural tangent kernel**
-# $K_{ij}=\nabla_\theta f(x_i)\cdot\nabla_\theta f(x_j)$. If $f$ were linear in its parameters, gradient descent with step $\eta$ on $\frac1{2n}\sum_jr_j^2$ would turn the residual $r$ into
+# $K_{ij}=\nabla_\theta f(x_i)\cdot\nabla_\theta f(x_j)$. Gradient descent with step $\eta$ on $\frac1{2n}\sum_jr_j^2$, with the residuals $r_j=f(x_j)-\lambda(x_j)$ at the training points, moves $\theta$ by $-\frac\eta n\sum_jr_j\nabla_\theta f(x_j)$.
+# If $f$ were linear in its parameters, each step would therefore change $r$ by $-\frac\eta nKr$, and after $t$ steps
 #
 # $$r_t=\Big(1-\frac{\eta}{n}K\Big)^t\,r_0 .$$
 #
-# Place $n$ points evenly on a circle. The kernel then depends on the angle between two points only, $K$ is (nearly) circulant, its eigenvectors are Fourier modes, and mode $k$ decays at the rate $\eta\lambda_k/n$
-# with $\lambda_k=\frac1ne_k^*Ke_k$, $e_k=(e^{2\pi ikj/n})_j$. For ReLU networks with biases $\lambda_k$ falls like $k^{-2}$ here. We compute $K$ at initialisation and *predict*, then train for real.
+# Place $n$ points evenly on a circle. For a very wide network the kernel then depends on the angle between two points only, $K$ is (nearly) circulant, its eigenvectors are Fourier modes, and mode $k$ decays at the rate $\eta\lambda_k/n$
+# with the eigenvalue $\lambda_k=\frac1ne_k^*Ke_k$, $e_k=(e^{2\pi ikj/n})_j$ (an index $k$ makes it an eigenvalue; $\lambda$ with a point, as $\lambda(x_j)$, stays the target). For ReLU networks with biases $\lambda_k$ falls like $k^{-2}$ here, once $k$ is large (Basri et al. 2019). We compute $K$ at initialisation and *predict*, then train for real.
 
 # %%
 torch.manual_seed(seed)
@@ -602,7 +622,7 @@ kernel = sb.empirical_ntk(wide, circle.to(device)).cpu()
 energies = sb.circulant_energy(kernel, range(17)) / n
 modes = [1, 3, 6, 9]
 waves = torch.stack([torch.sin(2 * math.pi * k * theta) for k in modes])
-eta = 0.25 * n / torch.linalg.eigvalsh(kernel)[-1].item()
+eta = 0.25 * n / torch.linalg.eigvalsh(kernel)[-1].item()  # stable below 2 n / (largest eigenvalue)
 times = [0, 5, 10, 20, 50, 100, 150]
 with torch.no_grad():
     initial = wide(circle.to(device))[:, 0].cpu()
@@ -611,7 +631,7 @@ predicted = torch.stack(
 )  # (times, modes, n)
 
 # %% [markdown]
-# The real networks: one a mode, all from the same weights. Subtracting the initial output makes the residual start at exactly $-\lambda$, as in the prediction.
+# The real networks: one for each mode, all from the same weights. We add the initial output to the target, so that the residual starts as exactly minus the wave, as in the prediction.
 
 # %%
 copies = Stack([wide] * len(modes)).to(device)
@@ -645,12 +665,13 @@ def left(residuals):
 kernel_error = (left(observed)[times.index(20)] - left(predicted)[times.index(20)]).abs()
 
 # %% [markdown]
-# **What to look for.** Left: does the kernel's spectrum follow the dashed $k^{-2}$ line? Right: do the dots (training) lie on the lines (prediction made before training), and until when?
+# **What to look for.** Left: from where on does the kernel's spectrum follow the dashed $k^{-2}$ line? Right: do the dots (training) lie on the lines (prediction made before training), and until when?
 
 # %% alt="Kernel eigenvalues falling like k^-2; predicted and observed residual of four modes over 150 steps."
 fig, axes = plt.subplots(1, 2)
 axes[0].loglog(range(1, 17), energies[1:] / energies[1], "o-", ms=4)
-axes[0].loglog(range(2, 17), energies[8] / energies[1] * (torch.arange(2, 17.0) / 8) ** -2, "k--", lw=0.8)
+axes[0].loglog(range(2, 17), energies[8] / energies[1] * (torch.arange(2, 17.0) / 8) ** -2, "k--", lw=0.8, label="$k^{-2}$")
+axes[0].legend()
 axes[0].set(
     xlabel="frequency k (cycles)",
     ylabel="$\\lambda_k/\\lambda_1$",
@@ -675,7 +696,7 @@ say(f"Largest error of the prediction: {kernel_error.max():.3f} at step 20, {lat
 claim("SB-10", kernel_error)
 
 # %% [markdown]
-# **What you saw.** The order of learning is the order of the kernel's eigenvalues. As training goes on, the kernel itself moves and the prediction drifts: the network learns features that the kernel at initialisation does not know.
+# **What you saw.** The order of learning is the order of the kernel's eigenvalues. As training goes on, the prediction drifts: it takes the kernel to stand still, and that is exact only for infinite width.
 #
 # ## On real data: label noise of a chosen frequency
 #
@@ -733,9 +754,9 @@ best, final = validation.min(0).values, validation[-1]
 fig, ax = plt.subplots(figsize=(7.6, 2.9))
 for i, (name, colour) in enumerate(zip(kinds, ["#444444", PALETTE[3], PALETTE[0], PALETTE[2], PALETTE[1]])):
     ax.plot(history.evaluation_steps, validation.mean(1)[:, i], color=colour, label=name)
-ax.set(xlabel="step", ylabel="loss on clean labels", yscale="log")
+ax.set(xlabel="step", ylabel="loss on clean labels", yscale="log", ylim=(None, 9))
 ax.set_title(f"Validation loss, mean over {DIGITS['splits']} splits")
-ax.legend(loc="lower left")
+ax.legend(ncols=5, loc="upper center", columnspacing=1.2, handlelength=1.5)
 plt.show()
 
 # %%
@@ -746,7 +767,8 @@ raw_ratio = (best[:, 1].mean() / best[:, high].mean()).item()
 dip = final[:, high] / best[:, high]
 say(
     f"Best validation loss relative to k = 4: raw noise at k = 0.05 {raw_ratio:.1f} times, equal-power noise at k = 0.1 {noise_ratio:.1f} times. "
-    f"Against k = 1 instead, the factor is {middle_ratio:.1f}: across this data set k = 1 is barely more than one wave."
+    f"Against k = 1 instead, the factor is {middle_ratio:.1f}: between the smallest and the largest norm in this data set fit "
+    f"only {images.norm(dim=1).max() - images.norm(dim=1).min():.1f} waves at k = 1."
 )
 
 # %%
@@ -755,12 +777,13 @@ claim("SB-11", noise_ratio)
 claim("SB-12", dip)
 
 # %% [markdown]
-# **What you saw.** High-frequency noise is fitted late, so early stopping filters it out: stopping early *is* a low-pass filter. Most of the dramatic gap in the raw version, however, is the shift.
+# **What you saw.** All three equal-power noises leave a dip, the deeper and the longer the higher the frequency. High-frequency noise is fitted late, so early stopping filters it out: stopping early *is* a low-pass filter. Most of the dramatic gap in the raw version, however, is the shift.
 #
 # ### A spectrum without a grid: eigenvectors of a kernel
 #
 # Experiment 4 replaces sine waves by the eigenvectors $v_1,v_2,\dots$ of a Gaussian kernel matrix $\exp(-\|x_i-x_j\|^2/2\sigma^2)$ on the images, in order of falling eigenvalue: the first vary slowly over the data, the last change sign from neighbour to neighbour.
-# We add noise $\sum_n(n/N)^2v_n$ with $N$ images, almost all of it in the last eigenvectors, and follow the residual's energy in fifths of the spectrum. (The paper's $\sigma=1.25$ makes the kernel almost the identity on MNIST; on these digits $\sigma=1$ gives a real spectrum.)
+# We add noise $\sum_n(n/N)^2v_n$ with $N$ images, two thirds of whose energy ($1-0.8^5$) lies in the last fifth of the eigenvectors, and follow the residual's energy in fifths of the spectrum, each relative to the noisy labels' energy there. A fifth counts as fitted when a tenth of it is left.
+# All images are trained on; there is no validation set here. (The paper's $\sigma=1.25$ makes the kernel almost the identity on MNIST, with all eigenvalues near 1; on these digits, with $\sigma=1$, they differ widely.)
 
 # %%
 eigenvalues, vectors = sb.gaussian_kernel_eigenbasis(images, sigma=1.0)
@@ -790,7 +813,7 @@ if math.isinf(fitted_at[-1]):  # not fitted at all within the budget: later than
     fitted_at[-1] = kernel_steps[-1].item()
 
 # %% [markdown]
-# **What to look for.** Left: the order in which the fifths of the spectrum are fitted. Right: the loss on clean labels reaches its minimum while only the smooth part is fitted.
+# **What to look for.** Left: in which order do the fifths of the spectrum reach the dashed line? Right: how much of each fifth is fitted when the loss on clean labels is lowest?
 
 # %% alt="Residual energy of five spectral bands over steps; loss on clean labels with a dip."
 fig, axes = plt.subplots(1, 2)
@@ -815,6 +838,8 @@ say(
 claim("SB-13", fitted_at[-1] / fitted_at[0])
 
 # %% [markdown]
+# **What you saw.** The first fifth goes early, the last three late and close together, not in strict order. In between lies the dip: the network has most of the smooth part, which carries the labels, and little of the last fifths.
+#
 # ## Data on a curve: the embedding decides what is "low"
 #
 # Frequencies are measured in the coordinates that the network sees. Put the same signal $\lambda(z)$ on a closed curve in the plane, $\gamma_L(z)=R_L(z)\,(\cos2\pi z,\sin2\pi z)$ with $R_L(z)=1+\frac12\sin2\pi Lz$: a circle for $L=0$, a flower with $L$ petals otherwise.
@@ -842,14 +867,14 @@ last = curve_loss[-5:].mean(0)  # mean over the last records, since Adam's loss 
 petal_ratio = (last[:, 0] / last[:, petals.index(10)]).mean().item()
 
 # %% [markdown]
-# **What to look for.** One signal, one network, one budget: only the shape of the curve differs.
+# **What to look for.** The same signals, networks and budget: only the shape of the curve differs. Does each further petal help?
 
 # %% alt="Four flower curves coloured by the signal; training loss against step for each."
 fig = plt.figure(figsize=(7.6, 3.0))
-grid_spec = fig.add_gridspec(2, 4, width_ratios=[1, 1, 0.15, 3.4])
+grid_spec = fig.add_gridspec(2, 4, width_ratios=[1.3, 1.3, 0.15, 3])
 for i, L in enumerate(petals):
     ax = fig.add_subplot(grid_spec[i // 2, i % 2])
-    ax.scatter(*flower(z, L).T, c=signals[0], s=2, cmap="cividis")
+    ax.scatter(*flower(z, L).T, c=signals[0], s=5, cmap="cividis")
     ax.set(aspect="equal", xticks=[], yticks=[], xlim=(-1.6, 1.6), ylim=(-1.6, 1.6))
     ax.set_title(f"L = {L}", fontsize=9)
     ax.grid(False)
@@ -872,12 +897,12 @@ say(
 claim("SB-14", petal_ratio)
 
 # %% [markdown]
-# **What you saw.** More petals make the same signal easier, as the paper says. Whether 16 petals beat 10 within this budget is another matter; read the numbers above.
+# **What you saw.** Petals make the same signal easier than the circle does, as the paper says. Whether 16 of them beat 10 within this budget is another matter; read the numbers above.
 #
 # ## Capacity: depth, width, and a bound on the weights
 #
 # Experiment 7 fits a spike: $y=1$ at one grid point and 0 elsewhere. Its spectrum is flat, so that all frequencies count alike; $n|F_k|=1$ is a perfect fit for every $k$, and the mean over $k\ge1$ says how much of the spectrum the network has.
-# We vary the depth, the width, and a clip that keeps all parameters in $[-K,K]$ after each step.
+# We vary the depth (at width 32), the width (with 3 layers), and a clip that puts all parameters back into $[-K,K]$ before each step (4 layers of width 64). For depth and width, $K=10$.
 
 # %%
 z = grid(DELTA["points"])
@@ -886,7 +911,7 @@ spike[DELTA["points"] // 2] = 1.0
 bands = list(range(1, DELTA["points"] // 2))
 
 
-def recovered_spike(depth, width, clip, name):
+def recovered_spike(depth, width, clip):
     """Mean of n |F_k| over k >= 1 after training, one value a run."""
     nets = Stack([mlp(1, 1, width=width, depth=depth) for _ in range(DELTA["runs"])]).to(device)
     inputs, goal = z[:, None].expand(DELTA["runs"], -1, 1).to(device), spike.to(device)
@@ -904,9 +929,9 @@ def recovered_spike(depth, width, clip, name):
 
 # %%
 torch.manual_seed(seed)
-by_depth = {depth: recovered_spike(depth, 32, 10.0, "depth") for depth in (3, 4, 5)}
-by_clip = {clip: recovered_spike(4, 64, clip, "clip") for clip in (0.1, 0.2, 0.5, 2.0)}
-by_width = {16: recovered_spike(3, 16, 10.0, "width"), 32: by_depth[3], 64: recovered_spike(3, 64, 10.0, "width")}
+by_depth = {depth: recovered_spike(depth, 32, 10.0) for depth in (3, 4, 5)}
+by_clip = {clip: recovered_spike(4, 64, clip) for clip in (0.1, 0.2, 0.5, 2.0)}
+by_width = {16: recovered_spike(3, 16, 10.0), 32: by_depth[3], 64: recovered_spike(3, 64, 10.0)}
 
 # %% [markdown]
 # **What to look for.** Which of the three knobs moves the dots most? Each dot is one run.
@@ -928,10 +953,12 @@ claim("SB-15", (by_depth[5].mean() / by_depth[3].mean()).item())
 claim("SB-16", (by_clip[0.5].mean() / by_clip[0.1].mean()).item())
 
 # %% [markdown]
+# **What you saw.** Depth and the bound on the weights move the dots far; width alone moves them little.
+#
 # ## Inside a class: one connected, smooth piece
 #
 # If the output is smooth in the input, then inputs of one class should be joined by paths on which the network never changes its mind. Experiment 9 finds such paths for all pairs of CIFAR-10 images of a class, even between *adversarial* images: pictures of something else, nudged until the network names the class.
-# We do this on the digits. A path is a chain of pivots between two end points; each pivot moves down the negative log-probability of the class, but only across the path, and the pivots are spread out evenly again after each move. (Chapter 02 does this properly, in parameter space.)
+# We do this on the digits. A path is a chain of pivots between two end points; each pivot moves down the negative log-probability of the class, but only across the path, and the pivots are spread out evenly again after each move. (The same idea, in the space of parameters, finds paths between minima.)
 
 # %%
 torch.manual_seed(seed)
@@ -1012,7 +1039,7 @@ for _ in range(60):
 length = ((path[:, 1:] - path[:, :-1]).norm(dim=-1).sum(1) / (ends[:, 1] - ends[:, 0]).norm(dim=-1)).mean()
 
 # %% [markdown]
-# **What to look for.** The pair whose *straight* line was worst: how certain is the network along the line and along the path, and what do the images on the path look like?
+# **What to look for.** The pair whose *straight* line was worst: how certain is the network along the line and along the path, and do the images on the path look like the class on the axis, to you?
 
 # %% alt="Certainty of the class along the straight line and along the relaxed path; the images on that path."
 worst = certainty(line).argmin()
@@ -1037,7 +1064,7 @@ connected = (certainty(path) > 0.95).float().mean().item()
 straight = (certainty(line) > 0.95).float().mean().item()
 say(
     f"{len(ends)} pairs, two thirds of them with adversarial ends. Certain all along: the straight line for {straight:.1%}, the path for {connected:.1%}. "
-    f"Paths are {length - 1:.1%} longer than straight on average."
+    f"Paths are {length - 1:.2%} longer than straight on average."
 )
 
 # %%
@@ -1045,11 +1072,11 @@ say(
 claim("SB-17", connected)
 
 # %% [markdown]
-# **What you saw.** The claim holds, but on data this easy the straight line almost always does; the paths have little left to do. CIFAR-10, the paper's case, is not that easy.
+# **What you saw.** The claim holds, but on data this easy the straight line almost always does; the paths have little left to do. CIFAR-10, the paper's case, is a harder test.
 #
 # ## Ways around the bias
 #
-# **Random Fourier features** (Tancik et al. 2020) feed the network $[\cos2\pi Bx,\sin2\pi Bx]$ with a fixed Gaussian matrix $B$ of standard deviation $\sigma$. The inner product of two mapped points is nearly $\exp(-2\pi^2\sigma^2\|x-x'\|^2)$: the tangent kernel becomes one of your choice, and $\sigma$ is its bandwidth.
+# **Random Fourier features** (Tancik et al. 2020) feed the network $[\cos2\pi Bx,\sin2\pi Bx]$ with a fixed Gaussian matrix $B$ of standard deviation $\sigma$. The inner product of two mapped points, divided by the number of rows of $B$, is nearly $\exp(-2\pi^2\sigma^2\|x-x'\|^2)$: the tangent kernel becomes a function of the distance whose width you choose, and $\sigma$, in cycles per unit of $x$, is its bandwidth.
 #
 # **SIREN** (Sitzmann et al. 2020) uses $\sin(\omega_0\,\cdot)$ as activation with $\omega_0=30$, and an initialisation that keeps the variance of every layer's input at the same value.
 #
@@ -1108,7 +1135,7 @@ for name, make in makers.items():
     losses[name] = [(end - truth[0]).square().mean().item() for end, truth in zip(parts, (signal, truth_between))]
 
 # %% [markdown]
-# **What to look for.** Light bars reach the noise floor of the fit; dark bars tell whether the curve between the samples is right.
+# **What to look for.** Light bars: how well are the samples fitted? (A bar that seems missing ends below the axis.) Dark bars: is the curve right between them, too?
 
 # %% alt="Bars of loss on and between the samples for plain networks, Fourier features of three bandwidths, and SIREN."
 fig, ax = plt.subplots(figsize=(7.6, 2.9))
@@ -1196,9 +1223,9 @@ play(
 # Without a running kernel, as in the book, the same in still pictures: each row is a network, each column a moment.
 
 # %% alt="Grid of spectra: plain network, Fourier features with three bandwidths and SIREN at four moments of training."
-chosen = ["ReLU, 5 layers", "Fourier features, σ = 1", "Fourier features, σ = 10", "SIREN"]
+chosen = ["ReLU, 5 layers", *(f"Fourier features, σ = {sigma}" for sigma in (1, 10, 100)), "SIREN"]
 moments = [2, 8, 20, 50]
-fig, axes = plt.subplots(len(chosen), len(moments), figsize=(7.6, 4.6), sharex=True, sharey=True)
+fig, axes = plt.subplots(len(chosen), len(moments), figsize=(7.6, 5.4), sharex=True, sharey=True)
 for row, name in zip(axes, chosen):
     for ax, moment in zip(row, moments):
         ax.bar(
@@ -1206,7 +1233,7 @@ for row, name in zip(axes, chosen):
             sb.recovered(films[name][moment, :200], signal[0], ks_remedy),
             color=sequential(len(ks_remedy)),
         )
-        ax.set(ylim=(0, 1.4), xticks=[0, 4, 9], xticklabels=[5, 25, 50], yticks=[0, 1])
+        ax.set(ylim=(0, 1.6), xticks=[0, 4, 9], xticklabels=[5, 25, 50], yticks=[0, 1])
     row[0].set_ylabel(name.replace(", ", ",\n").replace("Fourier features", "Features"), fontsize=8.5)
 for ax, moment in zip(axes[0], moments):
     ax.set_title(f"step {film_steps[moment]}", fontsize=9)
@@ -1238,7 +1265,7 @@ leak = spectra_of_a_sine[1][5].item()
 assert spectra_of_a_sine[0][5] < 1e-6 < leak
 
 # %% [markdown]
-# **Diagnose it** by transforming the *target* first: bins outside its frequencies must be zero. `grid` leaves the end point out, and `recovered` refuses frequencies that the target lacks:
+# On the left all bins but one hold rounding errors; on the right nearly every bin has a share of the sine. **Diagnose it** by transforming the *target* first: bins outside its frequencies must be zero up to rounding. `grid` leaves the end point out, and `recovered` refuses frequencies that the target lacks:
 
 # %%
 try:
@@ -1252,7 +1279,7 @@ else:
 # ### A spectral norm that is none
 #
 # The numbers in the paper's Figure 1 (right) are too large by a factor of 256. Its notebook estimates the norm of $A$ by power iteration, but operator precedence divides by the transposed vector *before* the last product; for a vector of 256 entries the result is 256 times $b^\top Ab$,
-# and iterating with $A$ instead of $A^\top A$ finds an eigenvalue, not a singular value. Compare any hand-made norm with the library's on a matrix whose answer you know:
+# and iterating with $A$ instead of $A^\top A$ finds an eigenvalue, not a singular value. Compare any hand-made norm with the library's on a matrix whose answer you know. Here: Gaussian entries of variance $\frac1{256}$, for which the norm is near 2.
 
 # %%
 torch.manual_seed(seed)
@@ -1269,7 +1296,7 @@ assert abs((A @ b).norm().item() - true_norm) < 0.02 * true_norm
 # %% [markdown]
 # ### A SIREN with the wrong initialisation
 #
-# SIREN is an initialisation more than an activation. With PyTorch's default weights the same network starts with waves that are far too fast, or dies out with depth; the statistics of the hidden layers show it before any training.
+# SIREN is an initialisation more than an activation. With PyTorch's default weights the same network starts with waves that are far too fast; the statistics of the hidden layers show it before any training.
 
 # %%
 torch.manual_seed(seed)
@@ -1302,7 +1329,8 @@ say(
 assert all(0.7 < s < 1.3 for s in input_spread(good)) and min(input_spread(bad)) > 2
 
 # %% [markdown]
-# Without biases the theory's fixed point is a variance $s$ with $s=1-e^{-2s}$, a standard deviation of about 0.9; the biases move it a little. A spread of several radians means that neighbouring inputs land on unrelated phases: the network starts as noise, and fits the samples without learning the curve between them.
+# What did the theory expect? If $u$ is normal with variance $s$, the mean square of $\sin u$ is $\frac12(1-e^{-2s})$, and SIREN's weights double it. Without biases the variance settles where $s=1-e^{-2s}$, at a standard deviation of about 0.9; the biases move it a little.
+# A spread of several radians means that neighbouring inputs land on unrelated phases: expect such a network to start as noise and to fit the samples without the curve between them, as $\sigma=100$ did above.
 #
 # ## At full size
 #
@@ -1334,7 +1362,7 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# [Exercise sheet 01](../exercises/01_spectral_bias/01_spectral_bias.ipynb): find the sign error in Lemma 1, transform a polygon, fix a broken spectrum, predict a cut-off and a training run, and design the label noise that hurts most.
+# [Exercise sheet 01](../exercises/01_spectral_bias/01_spectral_bias.ipynb): check the sign in Lemma 1, transform a mesh, fix a broken recorder of spectra, predict a cut-off and a training run, design label noise that hurts, and say what a sine network changes.
 #
 # ## Further reading
 #
