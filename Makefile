@@ -87,7 +87,7 @@ check: $(VENV)/.dev
 	$(PY) tools/ledger.py --check
 
 unit: $(VENV)/.dev
-	$(PY) -m pytest tests -m "not browser" -n 2 --dist loadfile --jaxtyping-packages=refimpl,beartype.beartype
+	$(PY) -m pytest tests --ignore=tests/browser -n 2 --dist loadfile --jaxtyping-packages=refimpl,beartype.beartype
 
 notebooks: $(VENV)/.dev
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 -n 2 --dist loadfile chapters solutions
@@ -99,4 +99,4 @@ chromium: $(VENV)/.dev
 	$(PY) tools/browser.py ensure
 
 browser: $(VENV)/.dev
-	$(PY) -m pytest tests -m browser
+	$(PY) -m pytest tests/browser -s
