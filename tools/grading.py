@@ -209,7 +209,13 @@ def grade(
         )
         config.Execute.timeout = timeout
         try:
-            start("Autograde", config)
+            try:
+                start("Autograde", config)
+            except RuntimeError as error:
+                # Kernels that start at the same time may pick the same port; then one of them dies at birth.
+                if "Kernel died before replying to kernel_info" not in str(error):
+                    raise
+                start("Autograde", config, force=True)
             _read_scores(graded, course, name, url)
             if feedback:
                 start("GenerateFeedback", config)
