@@ -297,7 +297,7 @@ same(mesh_transform(*wide, some / 3), reference, "the pyramid, 3 times as wide a
 # %% [markdown]
 # With your function, look at Theorem 1. The pyramid's gradient jumps across its four outer sides and across the two axes. Predict for each of the directions $(1,1)$, $(1,0)$, $(2,1)$, $(3,5)$ whether $|\tilde f|$ falls like $k^{-2}$ (dashed) or like $k^{-3}$ (dotted). **What to look for:** the envelopes; zeros in between are interference of corners or sides.
 
-# %%
+# %% alt="Transform of the pyramid against frequency: along (1, 1) and (1, 0) it falls less steeply than along (2, 1) and (3, 5)."
 far = torch.logspace(0.5, 3.5, 400).double()
 directions = {"(1, 1)": [1.0, 1.0], "(1, 0)": [1.0, 0.0], "(2, 1)": [2.0, 1.0], "(3, 5)": [3.0, 5.0]}
 fig, axes = plt.subplots(1, 2, sharey=True)
@@ -503,7 +503,7 @@ same(share_beyond(table, 0.04), wanted, "fifty networks, thirty frequencies")
 # %% [markdown]
 # Before you run the next cell: how far to the right does the dotted line move when the network becomes four times as wide? **What to look for:** whether any network lives beyond its line, and how near to it they come.
 
-# %%
+# %% alt="Share of random networks beyond each frequency for three widths, with the predicted cut-offs."
 k = torch.logspace(0, 2.2, 60).double()
 fig, ax = plt.subplots(figsize=(7.6, 2.6))
 source = runtime.generator(0)
@@ -728,7 +728,7 @@ assert factor >= 1.5, f"on other splits the best validation loss is only {factor
 # %% [markdown]
 # **What to look for.** Does your noise leave the network a moment at which it knows the labels but not yet the noise?
 
-# %%
+# %% alt="Validation loss along the training with your noise, with fast noise and without noise."
 def clean(x):
     """No noise at all."""
     return torch.zeros(len(x))
