@@ -488,7 +488,9 @@ for colour, (kind, values) in zip(plots.PALETTE, estimates.items(), strict=False
     counts = [1, 4, 16, 64, 256]
     deviations = [values[: len(values) // k * k].reshape(-1, k).mean(1).std().item() for k in counts]
     right.loglog(counts, deviations, "o", color=colour, label=f"{kind}, measured")
-    right.loglog(counts, [(closed_form[kind].item() / k) ** 0.5 for k in counts], color=colour, label=f"{kind}, closed form")
+    right.loglog(
+        counts, [(closed_form[kind].item() / k) ** 0.5 for k in counts], color=colour, label=f"{kind}, closed form"
+    )
 left.axvline(jac.trace().item(), color=plots.PALETTE[6], lw=1, ls=":", label="exact trace")
 left.set(title="Estimates from one probe", xlabel="$v^T J v$", ylabel="density")
 left.legend(loc="upper right")

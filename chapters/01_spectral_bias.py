@@ -19,7 +19,7 @@
 #
 # A network with a quarter of a million weights can pass through a few hundred points in endlessly many ways, most of them wild.
 # Gradient descent finds a tame one, and it gets there from the smooth side: slow waves first, fast waves late or never.
-# This chapter measures that preference, derives where it comes from, and shows how to switch it off.
+# This chapter measures that preference, derives where it comes from, and shows ways around it.
 #
 # **Afterwards you can**
 #
@@ -134,7 +134,7 @@ left.grid(False)
 fig.colorbar(image, ax=left, label="recovered amplitude")
 right.plot(z, target, color="#bbbbbb", lw=4, label="target")
 right.plot(z, output.detach(), color=PALETTE[0], label="network, last step")
-right.set(xlabel="z", ylabel="value", ylim=(-5.5, 7.5))
+right.set(xlabel="z", ylabel="value", ylim=(1.3 * target.min().item(), 1.75 * target.max().item()))
 right.legend(ncols=1, loc="upper right")
 label_panels([left, right], ["What has been learned, and when", "What is left at the end"])
 plt.show()
@@ -177,7 +177,8 @@ def train(networks, x, y, *, steps, lr, record_every, name):
     x, y = x.to(device), y.to(device)
     history = fit(
         stack,
-        lambda: (stack(x)[..., 0] - y).square().mean(-1).sum(),  # a sum: each network gets its own gradient
+        lambda x, y: (stack(x)[..., 0] - y).square().mean(-1).sum(),  # a sum: each network gets its own gradient
+        data=(x, y),
         num_steps=steps,
         lr=lr,
         evaluate=lambda step, _: {"output": stack(x)[..., 0]},
@@ -193,9 +194,9 @@ copy.load_state_dict(start)
 _, _, outputs = train([copy], z[None, :, None], target[None], steps=200, lr=SINES["lr"], record_every=10, name="copy")
 # `fit` records before each update, as the loop did, and once more after the last one: leave that one out
 difference = (sb.recovered(outputs[:-1, 0], target, SINES["frequencies"]) - spectra[:20]).abs().amax(1)
-assert device.type == "cuda" or difference[:6].max() < 1e-5, difference
+assert device.type == "cuda" or difference[:2].max() < 1e-5, difference
 say(
-    f"Largest difference between the plain loop and `refimpl`: {difference[:6].max():.0e} in the first 50 steps, {difference.max():.0e} in the first 200."
+    f"Largest difference between the plain loop and `refimpl`: {difference[:2].max():.0e} in the first 10 steps, {difference.max():.0e} in the first 200."
 )
 
 # %% [markdown]
@@ -252,6 +253,8 @@ order = [sb.learning_order(magnitude[:, i], ks) for i in range(2 * runs)]
 correlation = torch.tensor([rho for _, rho in order])
 complex_order = torch.tensor([sb.learning_order(1 - residual[:, i], ks)[1] for i in range(runs, 2 * runs)])
 growth = torch.tensor(bounds_after) / torch.tensor(bounds_before)
+# The spectrum of an untrained network falls too, so the order means something only if something was learned.
+assert (magnitude[:, :, 0].amax(0) > 0.9).all() and (magnitude[0, :, 0] < 0.5).all()
 say(
     f"Rank correlation of frequency with the time-averaged amplitude: {correlation[:runs].max():.1f} at worst with equal amplitudes, "
     f"{correlation[runs:].max():.1f} with rising ones. The product of norms grew {growth.min():.0f}-fold or more."
@@ -422,12 +425,13 @@ generic = torch.stack([angle.cos(), angle.sin()], 1)
 far = torch.logspace(4, 7, 2500).double()  # far enough that even nearby facets count as generic
 
 
-def decay(direction):
-    return polytopes.decay_exponent(far, polytopes.network_transform(regions, far[:, None] * direction).abs())
+def decay(direction, band=far):
+    return polytopes.decay_exponent(band, polytopes.network_transform(regions, band[:, None] * direction).abs())
 
 
 along_normals = torch.tensor([decay(n) for n in normals[:6]])
 along_generic = torch.tensor([decay(u) for u in generic])
+nearer = torch.tensor([decay(u, torch.logspace(1.3, 3.7, 600).double()) for u in generic])
 
 # %% alt="Linear regions of the hill network; the plane of frequencies with bright rays along facet normals; decay like k^-2 on a ray and k^-3 off it."
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.75))
@@ -459,7 +463,8 @@ plt.show()
 # %%
 say(
     f"Fitted exponents along the six strongest facet normals: {along_normals.min():.2f} to {along_normals.max():.2f}; "
-    f"in six random directions: {along_generic.min():.2f} to {along_generic.max():.2f}."
+    f"in six random directions: {along_generic.min():.2f} to {along_generic.max():.2f}. "
+    f"In the same directions between 20 and 5000 radians: only {nearer.max():.2f} to {nearer.min():.2f}; the theorem's rate sets in late."
 )
 
 # %%
@@ -478,7 +483,7 @@ claim("SB-7", along_generic)
 #
 # $$L_f\;\le\;\prod_{l=1}^{L+1}\|W^{(l)}\|_2\;\le\;\|\theta\|_\infty^{L+1}\,\sqrt d\,\prod_{l=1}^{L}d_l$$
 #
-# with $L$ hidden layers of widths $d_l$, weight matrices $W^{(l)}$, and the largest parameter $\|\theta\|_\infty$. The second step replaces each spectral norm by the Frobenius norm, which is at most $\|\theta\|_\infty\sqrt{d_{l-1}d_l}$, with $d_0=d$ and $d_{L+1}=1$.
+# with $L$ hidden layers of widths $d_l$, weight matrices $W^{(l)}$, and the largest parameter $\|\theta\|_\infty$ (the largest weight will do). The second step replaces each spectral norm by the Frobenius norm, which is at most $\|\theta\|_\infty\sqrt{d_{l-1}d_l}$, with $d_0=d$ and $d_{L+1}=1$.
 # Exponential in depth, polynomial in width: as far as the bound goes, depth buys high frequencies cheaply. How tight is the chain?
 #
 # **What to look for.** How the three terms grow when one of scale, depth and width changes, and how far they lie apart. (The *steepest slope found* is the largest gradient at 2000 random points, so $L_f$ is at least that.)
@@ -582,7 +587,8 @@ kept = torch.stack(
     [sb.perturbation_robustness(net, z[:, None], ks, norms, num_draws=40, generator=source) for net in trained[:runs]]
 )
 at_four = kept[:, norms.index(4)]
-robustness = at_four[:, :2].mean(1) / at_four[:, -2:].mean(1)
+single = at_four[:, :2].mean(1) / at_four[:, -2:].mean(1)
+robustness = (at_four[:, :2].mean() / at_four[:, -2:].mean()).item()
 
 # %% alt="Retained magnitude against the norm of the parameter perturbation: high frequencies fall first."
 fig, ax = plt.subplots(figsize=(7.6, 2.6))
@@ -594,11 +600,17 @@ ax.legend(ncols=2)
 plt.show()
 
 # %%
+say(
+    f"At norm 4 the two lowest frequencies keep {robustness:.1f} times as much as the two highest on average; "
+    "network by network: " + ", ".join(f"{ratio:.1f}" for ratio in single) + "."
+)
+
+# %%
 # NBVAL_CHECK_OUTPUT
 claim("SB-9", robustness)
 
 # %% [markdown]
-# **What you saw.** High frequencies need parameters that conspire; a random nudge breaks the conspiracy. The lowest frequency can even *gain* magnitude; a likely reason is that what a random perturbation adds is itself mostly of low frequency.
+# **What you saw.** High frequencies need parameters that conspire; a random nudge breaks the conspiracy. This is a statement about averages, as in the paper's figure: single networks scatter widely, and with another seed one of them can lose its low frequencies almost as fast as its high ones. The lowest frequency can even *gain* magnitude; a likely reason is that what a random perturbation adds is itself mostly of low frequency.
 #
 # ## Dynamics: the kernel's prediction
 #
@@ -670,7 +682,9 @@ kernel_error = (left(observed)[times.index(20)] - left(predicted)[times.index(20
 # %% alt="Kernel eigenvalues falling like k^-2; predicted and observed residual of four modes over 150 steps."
 fig, axes = plt.subplots(1, 2)
 axes[0].loglog(range(1, 17), energies[1:] / energies[1], "o-", ms=4)
-axes[0].loglog(range(2, 17), energies[8] / energies[1] * (torch.arange(2, 17.0) / 8) ** -2, "k--", lw=0.8, label="$k^{-2}$")
+axes[0].loglog(
+    range(2, 17), energies[8] / energies[1] * (torch.arange(2, 17.0) / 8) ** -2, "k--", lw=0.8, label="$k^{-2}$"
+)
 axes[0].legend()
 axes[0].set(
     xlabel="frequency k (cycles)",
@@ -765,10 +779,12 @@ noise_ratio = (best[:, low].mean() / best[:, high].mean()).item()
 middle_ratio = (best[:, low].mean() / best[:, middle].mean()).item()
 raw_ratio = (best[:, 1].mean() / best[:, high].mean()).item()
 dip = final[:, high] / best[:, high]
+leaning = torch.corrcoef(torch.stack([radial_noise(images, 0.1, reference=images), labels]))[0, 1]
 say(
     f"Best validation loss relative to k = 4: raw noise at k = 0.05 {raw_ratio:.1f} times, equal-power noise at k = 0.1 {noise_ratio:.1f} times. "
     f"Against k = 1 instead, the factor is {middle_ratio:.1f}: between the smallest and the largest norm in this data set fit "
-    f"only {images.norm(dim=1).max() - images.norm(dim=1).min():.1f} waves at k = 1."
+    f"only {images.norm(dim=1).max() - images.norm(dim=1).min():.1f} waves at k = 1. The noise at k = 0.1 has correlation {leaning:.2f} with the labels, "
+    "since eights have the larger norm: part of its harm is that it shrinks them."
 )
 
 # %%
@@ -809,8 +825,10 @@ fitted_at = [
     kernel_steps[(share[:, i] < 0.1).nonzero()[0, 0]].item() if (share[:, i] < 0.1).any() else math.inf
     for i in range(5)
 ]
+last_fitted = f"at step {fitted_at[-1]}"
 if math.isinf(fitted_at[-1]):  # not fitted at all within the budget: later than the last step
     fitted_at[-1] = kernel_steps[-1].item()
+    last_fitted = f"not before step {fitted_at[-1]}"
 
 # %% [markdown]
 # **What to look for.** Left: in which order do the fifths of the spectrum reach the dashed line? Right: how much of each fifth is fitted when the loss on clean labels is lowest?
@@ -829,7 +847,7 @@ plt.show()
 
 # %%
 say(
-    f"First fifth fitted at step {fitted_at[0]}, last at step {fitted_at[-1]}. The clean loss is lowest ({clean_loss.min():.3f}) at step "
+    f"First fifth fitted at step {fitted_at[0]}, last {last_fitted}. The clean loss is lowest ({clean_loss.min():.3f}) at step "
     f"{kernel_steps[clean_loss.argmin()]} and ends at {clean_loss[-1]:.2f}."
 )
 
@@ -914,15 +932,18 @@ bands = list(range(1, DELTA["points"] // 2))
 def recovered_spike(depth, width, clip):
     """Mean of n |F_k| over k >= 1 after training, one value a run."""
     nets = Stack([mlp(1, 1, width=width, depth=depth) for _ in range(DELTA["runs"])]).to(device)
-    inputs, goal = z[:, None].expand(DELTA["runs"], -1, 1).to(device), spike.to(device)
+    inputs, goals = (t.expand(DELTA["runs"], *t.shape).to(device) for t in (z[:, None], spike))
 
-    def loss():
+    def loss(inputs, goals):
         with torch.no_grad():
             for p in nets.parameters():
                 p.clamp_(-clip, clip)
-        return (nets(inputs)[..., 0] - goal).square().mean(-1).sum()
+        return (nets(inputs)[..., 0] - goals).square().mean(-1).sum()
 
-    fit(nets, loss, num_steps=DELTA["steps"], lr=DELTA["lr"], progress=False)
+    name = f"spike-{depth}-{width}-{clip}-{seed}.pt"
+    checkpoint = size(quick=None, full=runtime.scratch_dir() / "01_spectral_bias" / name)
+    data = (inputs, goals)
+    fit(nets, loss, data=data, num_steps=DELTA["steps"], lr=DELTA["lr"], checkpoint=checkpoint, progress=False)
     with torch.no_grad():
         return sb.coefficients(nets(inputs)[..., 0], bands).abs().mean(-1).cpu() * DELTA["points"]
 
@@ -1020,7 +1041,7 @@ def spread(path):
 def certainty(path, between=10):
     """Lowest probability of the class along the polygon, looked at between the pivots too."""
     t = torch.arange(between)[:, None] / between
-    dense = (path[:, :-1, None] * (1 - t) + path[:, 1:, None] * t).flatten(1, 2)
+    dense = torch.cat([(path[:, :-1, None] * (1 - t) + path[:, 1:, None] * t).flatten(1, 2), path[:, -1:]], 1)
     p = F.softmax(classifier(dense), -1)
     return p[torch.arange(len(path)), :, target_class].min(1).values.detach()
 
@@ -1289,7 +1310,7 @@ for _ in range(100):
     b = F.normalize(A.T @ (A @ b), dim=0)
 true_norm = torch.linalg.matrix_norm(A, 2).item()
 say(
-    f"Power iteration with $A^\\top A$: {(A @ b).norm():.3f}; library: {true_norm:.3f}; the notebook's formula with its own vector: {256 * abs((b @ A @ b).item()):.1f}."
+    f"Power iteration with $A^\\top A$: {(A @ b).norm():.3f}; library: {true_norm:.3f}; the notebook's formula with the same vector: {256 * abs((b @ A @ b).item()):.1f}."
 )
 assert abs((A @ b).norm().item() - true_norm) < 0.02 * true_norm
 

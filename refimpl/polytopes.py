@@ -82,7 +82,7 @@ def polygon_transform(vertices: Float[Tensor, "corners 2"], k: Float[Tensor, "m 
 
     :math:`\tilde 1_P(k)=\sum_{\text{sides}} \frac{i\,k\cdot n}{\|k\|^2}\,\ell\,\mathrm{sinc}\big(\tfrac{k\cdot(b-a)}2\big)\,e^{-ik\cdot(a+b)/2}`
     for sides from a to b of length :math:`\ell` with outward normal n; the area at k = 0. The sinc covers k orthogonal
-    to a side, where the recursion over faces stops early and the decay is slowest. Exact; use float64.
+    to a side, where the recursion over faces stops early. Exact; use float64 (rounding grows as 1/||k|| towards k = 0).
 
     Args:
         vertices: corners in counter-clockwise order, shape (corners, 2).
@@ -291,7 +291,10 @@ def decay_exponent(k: Float[Tensor, " m"], magnitude: Float[Tensor, " m"]) -> fl
         raise ValueError("k: expected at least 8 positive, rising frequencies, over more than two octaves")
     if not (magnitude >= 0).all() or not (magnitude > 0).any():
         raise ValueError("magnitude: expected numbers >= 0, at least one of them positive")
+    k, magnitude = k.double(), magnitude.double()
     envelope = magnitude.flip(0).cummax(0).values.flip(0)
     keep = (envelope > 0) & (k <= k[-1] / 2)  # the last octave has no future to take the maximum over
+    if keep.sum() < 3:
+        raise ValueError("k: expected at least three frequencies with a magnitude in the lower half of their range")
     x, y = (t - t.mean() for t in (k[keep].log(), envelope[keep].log()))
     return float(x @ y / (x @ x))

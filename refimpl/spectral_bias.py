@@ -90,8 +90,8 @@ def recovered(
 def learning_order(history: Float[Tensor, "time modes"], frequencies: Sequence[float | int]) -> tuple[Tensor, float]:
     """Time average of the recovered magnitude, clipped to [0, 1], and its rank correlation with frequency.
 
-    A mode that is learned earlier has a larger average; -1 means that lower frequencies always come first. Time averages
-    are steadier than times of first crossing.
+    A mode that is learned earlier has a larger average; -1 means that lower frequencies always come first. An untrained
+    network, whose spectrum falls, gives -1 too: see first that something was learned.
 
     Args:
         history: recovered magnitudes, shape (time, modes).
@@ -102,12 +102,13 @@ def learning_order(history: Float[Tensor, "time modes"], frequencies: Sequence[f
 
     Raises:
         TypeError, ValueError: if ``history`` is not finite and of shape (time, modes) with at least two modes, or all modes
-            have the same average, so that there is no order.
+            have the same average or the same frequency, so that there is no order.
     """
     from scipy.stats import spearmanr
 
-    if len(frequencies) < 2:
-        raise ValueError(f"frequencies: got {frequencies!r}, expected at least two, one for each mode")
+    check_numbers("frequencies", frequencies)
+    if len(set(frequencies)) < 2:
+        raise ValueError(f"frequencies: got {frequencies!r}, expected at least two different ones, one for each mode")
     check_tensor("history", history, f"(time, {len(frequencies)})")
     average = history.clamp(0, 1).mean(0)
     if len(history) == 0 or (average == average[0]).all():
@@ -176,7 +177,7 @@ def lipschitz_bound(net: nn.Module, kind: str = "spectral") -> float:
     r"""Upper bound on the Lipschitz constant of a ReLU network.
 
     ``"spectral"``: :math:`\prod_l\|W^{(l)}\|_2`. ``"max_norm"``: the looser
-    :math:`\|\theta\|_\infty^{L+1}\sqrt{d}\prod_l d_l`, exponential in depth and polynomial in width.
+    :math:`\|\theta\|_\infty^{L+1}\sqrt{d}\prod_l d_l`, the norm taken over weights (biases move no slope).
 
     Raises:
         ValueError: if ``kind`` is unknown or the network holds anything but linear layers and ReLU.
@@ -260,8 +261,8 @@ def circulant_energy(kernel: Float[Tensor, "n n"], frequencies: Sequence[int]) -
     """
     check_tensor("kernel", kernel, "(n, n)")
     n = len(kernel)
-    k = torch.tensor(same_frequency(frequencies, n), device=kernel.device)
-    wave = torch.exp(2j * math.pi * k[:, None] * torch.arange(n, device=kernel.device) / n).to(torch.complex128)
+    k = torch.tensor(same_frequency(frequencies, n), dtype=torch.float64, device=kernel.device)
+    wave = torch.exp(2j * math.pi * k[:, None] * torch.arange(n, device=kernel.device) / n)
     return torch.einsum("ki,ij,kj->k", wave.conj(), kernel.to(torch.complex128), wave).real / n
 
 

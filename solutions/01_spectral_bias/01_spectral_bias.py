@@ -89,7 +89,7 @@ def kink_sum(w, b, v, k, alpha=0.0):
 
 
 # %% [markdown]
-# The hat function out of three units that look right, then out of three that look left, and out of absolute values.
+# The hat function out of three units that open to the right, then out of three that open to the left, and out of absolute values.
 
 # %% nbgrader={"grade": true, "grade_id": "kinks_hat", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 k = torch.linspace(0.5, 30, 60).double()
@@ -120,7 +120,7 @@ same(kink_sum(*with_idle, k), hat, "the hat function and a unit with w = 0")
 ### BEGIN HIDDEN TESTS
 from refimpl.polytopes import shallow_relu_transform
 
-w, b, v = torch.rand(3, 9, generator=runtime.generator(12)).double() + 0.2
+w, b, v = torch.randn(3, 9, generator=runtime.generator(12)).double()
 for alpha in (0.1, -0.5, 2.0):
     wanted = (1 - alpha) * shallow_relu_transform(w, b, v, k)
     same(kink_sum(w, b, v, k, alpha=alpha), wanted, f"a random network with alpha = {alpha}")
@@ -407,6 +407,8 @@ assert abs(amplitude[0, 0] - 3) < 0.2, f"a sine of amplitude 3 is recorded with 
 ### BEGIN HIDDEN TESTS
 _, amplitude, _ = record(Wave(4, -0.7, 1.0), sines(4, 7), [7, 4], num_points=100, steps=1, lr=0.0, every=1)
 assert abs(amplitude[0, 1] - 0.7) < 0.06, f"a sine of amplitude 0.7 is recorded with amplitude {amplitude[0, 1]:.2f}"
+_, amplitude, _ = record(Wave(4, -0.7, 1.0), lambda z: 2 * sines(4)(z), [4], num_points=100, steps=1, lr=0.0, every=1)
+assert abs(amplitude[0, 0] - 0.7) < 0.06, f"with another signal, amplitude 0.7 is recorded as {amplitude[0, 0]:.2f}"
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "record_moments", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -427,6 +429,10 @@ assert abs(residual[0, 0] - math.sqrt(2)) < 0.1, f"a cosine in place of the sine
 for a, phase, wanted in ((1.0, math.pi, 2.0), (1.5, 0.0, 0.5), (0.0, 0.0, 1.0), (-1.0, 2 * math.pi / 3, 1.0)):
     _, _, residual = record(Wave(6, a, phase), sines(6, 2), [2, 6], num_points=90, steps=1, lr=0.0, every=1)
     assert abs(residual[0, 1] - wanted) < 0.1, f"amplitude {a}, phase {phase:.2f}: the residual is {residual[0, 1]:.2f}"
+_, _, residual = record(Wave(6, 1.0), lambda z: 2 * sines(6)(z), [6], num_points=90, steps=1, lr=0.0, every=1)
+assert abs(residual[0, 0] - 0.5) < 0.05, (
+    f"half of a signal of amplitude 2 is learned, the residual is {residual[0, 0]:.2f}"
+)
 ### END HIDDEN TESTS
 
 # %% [markdown]
