@@ -251,22 +251,27 @@ plt.show()
 # %%
 order = [sb.learning_order(magnitude[:, i], ks) for i in range(2 * runs)]
 correlation = torch.tensor([rho for _, rho in order])
+mean_magnitude = [magnitude[:, part].clamp(0, 1).mean(1) for part in (slice(runs), slice(runs, None))]
+mean_correlation = [sb.learning_order(curves, ks)[1] for curves in mean_magnitude]  # over runs first, as in the paper
 complex_order = torch.tensor([sb.learning_order(1 - residual[:, i], ks)[1] for i in range(runs, 2 * runs)])
 growth = torch.tensor(bounds_after) / torch.tensor(bounds_before)
 # The spectrum of an untrained network falls too, so the order means something only if something was learned.
-assert (magnitude[:, :, 0].amax(0) > 0.9).all() and (magnitude[0, :, 0] < 0.5).all()
+assert (magnitude[:, :, 0].amax(0) > 0.9).all() and (magnitude[0, :runs, 0] < 0.5).all()
 say(
-    f"Rank correlation of frequency with the time-averaged amplitude: {correlation[:runs].max():.1f} at worst with equal amplitudes, "
-    f"{correlation[runs:].max():.1f} with rising ones. The product of norms grew {growth.min():.0f}-fold or more."
+    f"Rank correlation of frequency with the amplitude, averaged over time and runs: {mean_correlation[0]:.1f} with equal amplitudes, "
+    f"{mean_correlation[1]:.1f} with rising ones; in the worst single run {correlation[:runs].max():.1f} and {correlation[runs:].max():.1f}. "
+    f"The product of norms grew {growth.min():.0f}-fold or more."
 )
 
 # %%
 # NBVAL_CHECK_OUTPUT
-claim("SB-1", correlation[:runs])
-claim("SB-2", correlation[runs:])
+claim("SB-1", mean_correlation[0])
+claim("SB-2", mean_correlation[1])
 claim("SB-3", growth)
 
 # %% [markdown]
+# The paper's figures show means over ten runs, and the criterion speaks of the mean as well. Single runs scatter: with rising amplitudes, the lowest sine is so weak that in some of them it falls behind its neighbours.
+#
 # A magnitude is blind to phase. With rising amplitudes the weak low sines overshoot early, while the strong high ones are still missing: a magnitude of 1 at the wrong phase counts as learned.
 # The complex residual $|F_k-T_k|/|T_k|$, with $T_k$ the target's coefficient, sees the difference. Judged by it, the order under rising amplitudes is less clean:
 

@@ -82,9 +82,11 @@ class Claim:
             ValueError: if ``value`` is empty.
         """
         values = as_floats(value)
-        if self.op == "in":
-            return all(self.bound[0] <= v <= self.bound[1] for v in values)
-        return all(math.isfinite(v) and (v <= self.bound if self.op == "<=" else v >= self.bound) for v in values)
+        low, high = self.bound if self.op == "in" else (self.bound, self.bound)
+        # A value on the bound passes, whichever way its last digit was rounded.
+        above = [self.op == "<=" or v >= low - 1e-9 * abs(low) for v in values]
+        below = [self.op == ">=" or v <= high + 1e-9 * abs(high) for v in values]
+        return all(map(math.isfinite, values)) and all(above) and all(below)
 
 
 def as_floats(value: float | int | Iterable) -> list[float]:
