@@ -460,7 +460,9 @@ for direction, colour, name in ((normals[0], PALETTE[1], "facet normal"), (far_o
     )
 axes[2].loglog(line, line**-2.0, "k--", lw=0.8, label="$k^{-2}$")
 axes[2].loglog(line, 8 * line**-3.0, "k:", lw=0.8, label="$k^{-3}$")
-axes[2].set(xlabel="$\\|k\\|$ (radians per unit)", ylabel="$|\\tilde f(k)|$", ylim=(1e-15, 1))
+axes[2].set(
+    xlabel="$\\|k\\|$ (radians per unit)", ylabel="$|\\tilde f(k)|$", ylim=(1e-19, 1), yticks=[1, 1e-5, 1e-10, 1e-15]
+)
 axes[2].legend(fontsize=8, loc="lower left")
 label_panels(axes, ["Linear regions", "$\\log_{10}|\\tilde f|\\,\\|k\\|^3$", "Decay"])
 plt.show()
@@ -1072,6 +1074,8 @@ worst = certainty(line).argmin()
 fig = plt.figure(figsize=(7.6, 3.1))
 grid_spec = fig.add_gridspec(2, 9, height_ratios=[2.1, 1])
 ax = fig.add_subplot(grid_spec[0, :])
+kind = ["two real images", "a real and an adversarial image", "two adversarial images"][int(worst) % 36 // 12]
+ax.set_title(f"The hardest pair for the straight line: {kind}")
 for chain_of_images, name, colour in ((line, "straight line", PALETTE[1]), (path, "path", PALETTE[0])):
     t = torch.linspace(0, 1, 17)
     p = F.softmax(classifier(chain_of_images[worst]), -1)[:, target_class[worst]].detach()

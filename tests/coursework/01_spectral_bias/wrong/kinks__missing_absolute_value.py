@@ -1,4 +1,4 @@
-# loses: 1
+# loses: 2
 def kink_sum(w, b, v, k, alpha=0.0):
     bends = w != 0
     w, b, v = w[bends], b[bends], v[bends]
