@@ -1271,6 +1271,13 @@ fig.supxlabel("frequency (cycles)", fontsize=10)
 plt.show()
 
 # %% [markdown]
+# **Change it, break it.** Predict first, then try, each in the cell named:
+#
+# - ten more petals, `petals = [0, 10, 20, 26]`, on the curve: does it go on?
+# - `nn.Tanh` for `nn.ReLU` in the first training loop: is the staircase gone? What does Theorem 1 still say?
+# - `reference=None` for all noises on the digits: which of the two claims breaks?
+# - SIREN's $\omega_0$: pass `omega=5.0` to `siren`. Which bar of the spectrum falls first?
+#
 # ## What goes wrong
 #
 # ### The grid's end point
@@ -1365,7 +1372,7 @@ assert all(0.7 < s < 1.3 for s in input_spread(good)) and min(input_spread(bad))
 # ## At full size
 #
 # The next cell shows the record of the full run on a GPU, if one has been made: the paper's network (6 layers of 256), its frequencies 5 to 50, ten runs and 60,000 steps.
-# Reproduce it with `make full CHAPTER=01`; it resumes where it was interrupted. Digits stay scikit-learn's at full size: MNIST would need a download.
+# Reproduce it with `make full CHAPTER=01`. Plan for more than ten minutes, since the delta fits run one after the other, 60,000 steps each; it resumes where it was interrupted. Digits stay scikit-learn's at full size: MNIST would need a download.
 
 # %%
 record_of_full_run = load_record("01_spectral_bias")
