@@ -143,7 +143,8 @@ claim = Claims("00_how_this_course_works", [
     Claim("GS-5", "the variance of the trace estimator has its closed form, for both kinds of probes",
           "Hutchinson 1990; Girard 1989", "1", "measured variance / closed form", "in", (0.9, 1.1)),
     Claim("GS-6", "on held-out real data a small flow beats a Gaussian and a kernel density estimate",
-          "this chapter", "-", "log-likelihood above the better of the two, nats per sample", ">=", 0.05),
+          "this chapter", "-", "log-likelihood above the better of the two, nats per sample", ">=", 0.05,
+          revised="the bound was 0.15 before the density estimate was made a stronger baseline"),
 ])  # fmt: skip
 claim
 

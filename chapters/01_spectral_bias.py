@@ -146,7 +146,7 @@ plt.show()
 #
 # ## The claims
 #
-# Each claim that we check, of this paper or of one that it leads to, has a criterion, fixed before we measured. Entries "read off" were read by eye from the figures in the authors' notebooks.
+# Each claim that we check, of this paper or of one that it leads to, has a criterion, fixed before we measured; where one was revised afterwards, the [ledger](../results/README.md) says how and why. Entries "read off" were read by eye from the figures in the authors' notebooks.
 # Skim the table; its words are explained where each claim gets its verdict.
 
 # %%

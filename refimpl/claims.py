@@ -43,6 +43,7 @@ class Claim:
         quantity: what is measured, with its unit.
         op: ``"<="``, ``">="`` or ``"in"``.
         bound: one number, or a pair (low, high) for ``"in"``.
+        revised: what about the criterion was changed after a first measurement, and why; empty if nothing was.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Claim:
     quantity: str
     op: str
     bound: float | int | tuple[float | int, float | int]
+    revised: str = ""
 
     def __post_init__(self):
         if not re.fullmatch(r"[A-Z]+-\d+", self.id):
@@ -174,6 +176,7 @@ class Claims:
                 "op": c.op,
                 "bound": c.bound,
                 "criterion": c.criterion,
+                "revised": c.revised,
                 "values": [float(f"{v:.4g}") for v in self.values[c.id]],
                 "holds": c.holds(self.values[c.id]),
             }

@@ -74,7 +74,8 @@ def ledger_text(found: list[dict]) -> str:
         "",
         "Each claim of a paper beside what this course measures. *Quick* is what you get on a laptop's CPU from the committed notebook;",
         "*five seeds* counts the seeds (0 to 4, quick size) at which the criterion holds; *full* is the record of a run on a GPU.",
-        "Criteria were fixed before measuring. A claim with several values holds only if each of them meets the criterion.",
+        "Criteria were fixed before measuring; where one was revised after a first measurement, a line below the table says how and why.",
+        "A claim with several values holds only if each of them meets the criterion.",
         "",
         "This page is written by `tools/ledger.py`.",
     ]
@@ -99,6 +100,8 @@ def ledger_text(found: list[dict]) -> str:
             cells = [c["id"], c["statement"], c["where"], c["reported"], c["criterion"], verdict(c), at_seeds]
             cells.append(verdict(full_rows[c["id"]]) if c["id"] in full_rows else "–")
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        revised = [f"- {c['id']}: {c['revised']}." for c in chapter["quick"]["claims"] if c["revised"]]
+        lines += ["", "Revised after a first measurement:", "", *revised] if revised else []
     return "\n".join(lines) + "\n"
 
 
