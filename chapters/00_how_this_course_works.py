@@ -691,7 +691,7 @@ say("\n".join(lines))
 # %% [markdown]
 # The Gaussian stands out in every column. The other two are close to the first row in the last two columns; in the first,
 # the KDE comes nearer than the flow. It redraws its training points, so its samples look right by construction, and only the
-# likelihood shows what its bumps cost. The criterion for that asks for a lead of 0.05 nats:
+# likelihood shows what its bumps cost. The criterion for that is a lead in held-out log-likelihood:
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -35,7 +35,7 @@ def summary():
 
 @pytest.fixture(scope="module")
 def criteria(summary):
-    fields = ("id", "statement", "where", "reported", "quantity", "op", "bound")
+    fields = ("id", "statement", "where", "reported", "quantity", "op", "bound", "revised")
     rows = [{f: tuple(c[f]) if isinstance(c[f], list) else c[f] for f in fields} for c in summary["claims"]]
     return {row["id"]: Claim(**row) for row in rows}
 
