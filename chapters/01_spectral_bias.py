@@ -1271,11 +1271,13 @@ fig.supxlabel("frequency (cycles)", fontsize=10)
 plt.show()
 
 # %% [markdown]
-# **Change it, break it.** Predict first, then try, each in the cell named:
+# **What you saw.** The left column shows that the order of learning is still there with σ = 10: low bars first. It only passes sooner. With σ = 100 no order is left to see, and nothing holds the curve between the samples.
 #
-# - ten more petals, `petals = [0, 10, 20, 26]`, on the curve: does it go on?
-# - `nn.Tanh` for `nn.ReLU` in the first training loop: is the staircase gone? What does Theorem 1 still say?
-# - `reference=None` for all noises on the digits: which of the two claims breaks?
+# **Change it, break it.** Predict first, then try:
+#
+# - more petals on the curve, `petals = [0, 10, 20, 26]`: does it go on?
+# - `nn.Tanh` for `nn.ReLU` in the first training loop: is the staircase gone? (The comparison with `refimpl` after it then fails, as it should.) What does Theorem 1 still say?
+# - `reference=None` for all noises on the digits: which curve moves most, and why?
 # - SIREN's $\omega_0$: pass `omega=5.0` to `siren`. Which bar of the spectrum falls first?
 #
 # ## What goes wrong

@@ -27,11 +27,11 @@ __all__ = [
     "local_slope",
     "perturbation_robustness",
     "recovered",
-    "same_frequency",
+    "whole_frequencies",
 ]
 
 
-def same_frequency(frequencies: Sequence[int], num_points: int) -> list[int]:
+def whole_frequencies(frequencies: Sequence[int], num_points: int) -> list[int]:
     """The frequencies themselves, once it is sure that a grid of ``num_points`` can tell them apart.
 
     Raises:
@@ -56,7 +56,7 @@ def coefficients(y: Float[Tensor, "*batch n"], frequencies: Sequence[int]) -> Co
     tensor([1.5000e+00, ...])
     """
     check_tensor("y", y, "(*batch, n)")
-    return torch.fft.rfft(y, norm="forward")[..., same_frequency(frequencies, y.shape[-1])]
+    return torch.fft.rfft(y, norm="forward")[..., whole_frequencies(frequencies, y.shape[-1])]
 
 
 def recovered(
@@ -147,7 +147,7 @@ def perturbation_robustness(
     check_tensor("x", x, "(n, dim)")
     check_sizes(num_draws=num_draws)
     check_numbers("norms", norms, low=0)
-    ks = same_frequency(frequencies, len(x))
+    ks = whole_frequencies(frequencies, len(x))
     theta = {name: p.detach() for name, p in net.named_parameters()}
     flat = torch.cat([p.reshape(-1) for p in theta.values()])
     with torch.no_grad():
@@ -261,7 +261,7 @@ def circulant_energy(kernel: Float[Tensor, "n n"], frequencies: Sequence[int]) -
     """
     check_tensor("kernel", kernel, "(n, n)")
     n = len(kernel)
-    k = torch.tensor(same_frequency(frequencies, n), dtype=torch.float64, device=kernel.device)
+    k = torch.tensor(whole_frequencies(frequencies, n), dtype=torch.float64, device=kernel.device)
     wave = torch.exp(2j * math.pi * k[:, None] * torch.arange(n, device=kernel.device) / n)
     return torch.einsum("ki,ij,kj->k", wave.conj(), kernel.to(torch.complex128), wave).real / n
 

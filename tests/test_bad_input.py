@@ -58,7 +58,7 @@ CALLS = {
         ("frequencies", lambda: sb.coefficients(sine, "12")),
         ("frequencies", lambda: sb.coefficients(sine, [])),
         ("frequencies", lambda: sb.coefficients(sine, 3)),
-        ("frequencies", lambda: sb.same_frequency([9], 8)),
+        ("frequencies", lambda: sb.whole_frequencies([9], 8)),
         ("kind", lambda: sb.recovered(sine, sine, [1], kind="phase")),
         ("y", lambda: sb.recovered(bad_line, sine, [1])),
         ("target", lambda: sb.recovered(sine, sine[:4], [1])),
