@@ -1,14 +1,15 @@
 """Device, size, seed and folders: the only module that reads the environment.
 
-=====================  ==================================================  =========
+=====================  ==================================================  =============================
 variable               meaning                                             default
-=====================  ==================================================  =========
+=====================  ==================================================  =============================
 ``REFIMPL_SIZE``       ``quick`` (a laptop, minutes) or ``full`` (a GPU)   ``quick``
 ``REFIMPL_DEVICE``     ``cpu``, ``cuda``, ``cuda:1``, ...                  the GPU if there is one
 ``REFIMPL_SEED``       whole number that every chapter starts from         ``0``
 ``REFIMPL_RESULTS``    folder of the records of full-size runs             ``results/``
 ``REFIMPL_SCRATCH``    folder of checkpoints of full-size runs             ``build/``
-=====================  ==================================================  =========
+``REFIMPL_DATA``       folder of downloaded data sets of full-size runs    ``data`` in the scratch folder
+=====================  ==================================================  =============================
 """
 
 import os
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["describe", "device", "generator", "results_dir", "scratch_dir", "seed", "size", "size_name"]
+__all__ = ["data_dir", "describe", "device", "generator", "results_dir", "scratch_dir", "seed", "size", "size_name"]
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,3 +105,8 @@ def results_dir() -> Path:
 def scratch_dir() -> Path:
     """Folder for checkpoints of full-size runs; nothing in it is committed."""
     return Path(os.environ.get("REFIMPL_SCRATCH") or ROOT / "build")
+
+
+def data_dir() -> Path:
+    """Folder of data sets that full-size runs download; nothing in it is committed."""
+    return Path(os.environ.get("REFIMPL_DATA") or scratch_dir() / "data")

@@ -8,6 +8,7 @@ import re
 from types import SimpleNamespace
 
 import jaxtyping
+import networkx as nx
 import pytest
 import torch
 from torch import nn
@@ -15,9 +16,11 @@ from torch import nn
 from refimpl import autodiff, metrics, plots, polytopes, runtime
 from refimpl import spectral_bias as sb
 from refimpl.claims import Claim, Claims
-from refimpl.data import digits, flower, grid, radial_noise, sum_of_sines
+from refimpl.data import augment, cifar, digits, flower, grid, radial_noise, sum_of_sines
 from refimpl.data.tabular import load_tabular, split_folds
-from refimpl.nets import FourierFeatures, Sine, Stack, mlp, siren
+from refimpl.landscape import alignment, exploration, hessian
+from refimpl.nets import BasicBlock, FourierFeatures, Sine, Stack, cnn, densenet, mlp, resnet, siren
+from refimpl.nets.convolutional import DenseLayer
 from refimpl.training import fit
 
 F64 = torch.float64
@@ -31,6 +34,15 @@ square = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 wave, knots, far = torch.ones(1, 2), torch.tensor([0.0, 1.0, 2.0]), torch.logspace(0, 2, 20)
 regions = polytopes.linear_regions(on_plane, square)
 claims = Claims("00_demo", [Claim("GS-1", "a", "b", "c", "d", "<=", 1)])
+order_of_net = alignment.chain_permutations(net)
+
+
+def landscape(*losses, **run):
+    """Minima with these losses, and a run from the first to the second if there is one."""
+    graph = nx.MultiGraph()
+    graph.add_nodes_from((i, {"loss": loss}) for i, loss in enumerate(losses))
+    graph.add_edges_from([(0, 1, run)] if run else [])
+    return graph
 
 
 def declare(**changes):
@@ -189,6 +201,39 @@ CALLS = {
         ("features", lambda: load_tabular("iris", ["petal colour"])),
         ("num_folds", lambda: split_folds(5, 1)),
     ],
+    "images": [
+        ("in_channels", lambda: cnn(0, 10, channels=[4])),
+        ("num_classes", lambda: cnn(1, 2.0, channels=[4])),
+        ("channels", lambda: cnn(1, 10, channels=4)),
+        ("channels", lambda: cnn(1, 10, channels=[])),
+        ("channels", lambda: cnn(1, 10, channels=[4, 8.0])),
+        ("kernel_size", lambda: cnn(1, 10, channels=[4], kernel_size=4)),
+        ("pool", lambda: cnn(1, 10, channels=[4], pool="average")),
+        ("hidden", lambda: cnn(1, 10, channels=[4], hidden=0)),
+        ("image_size", lambda: cnn(1, 10, channels=[4], image_size=(8, 8))),
+        ("image_size", lambda: cnn(1, 10, channels=[4, 4], pool="max", image_size=3)),
+        ("depth", lambda: resnet(18)),
+        ("depth", lambda: resnet(2)),
+        ("depth", lambda: resnet("20")),
+        ("width", lambda: resnet(8, width=0.5)),
+        ("stages", lambda: resnet(8, stages=0)),
+        ("stride", lambda: BasicBlock(4, 4, stride=0)),
+        ("depth", lambda: densenet(41)),
+        ("depth", lambda: densenet(4)),
+        ("depth", lambda: densenet(43, bottleneck=True)),
+        ("growth", lambda: densenet(40, growth=0)),
+        ("growth", lambda: DenseLayer(4, 0)),
+        ("compression", lambda: densenet(40, compression=0)),
+        ("compression", lambda: densenet(40, compression=1.5)),
+        ("blocks", lambda: densenet(40, blocks=0)),
+        ("classes", lambda: cifar(20)),
+        ("classes", lambda: cifar([10])),
+        ("folder", lambda: cifar(folder=3)),
+        ("images", lambda: augment([0.0])),
+        ("images", lambda: augment(torch.zeros(3, 32, 32))),
+        ("padding", lambda: augment(torch.zeros(2, 3, 8, 8), padding=-1)),
+        ("padding", lambda: augment(torch.zeros(2, 3, 8, 8), padding=1.5)),
+    ],
     "claims": [
         ("chapter", lambda: Claims("spectral bias", [declare()])),
         ("chapter", lambda: Claims.declared("99_nothing")),
@@ -242,6 +287,63 @@ CALLS = {
         ("kind", lambda: autodiff.probe_vectors(line, kind="uniform")),
         ("num_probes", lambda: autodiff.probe_vectors(line, num_probes=0)),
     ],
+    "alignment": [
+        ("network", lambda: alignment.chain_permutations(nn.Linear(1, 1))),
+        ("network", lambda: alignment.chain_permutations(nn.Sequential(nn.Softmax(-1)))),
+        ("state", lambda: alignment.permute(two_outputs.state_dict() | {"4.bias": line}, order_of_net, {})),
+        ("state", lambda: alignment.permute({"0.weight": line}, order_of_net, {})),
+        ("state", lambda: alignment.permute(net.state_dict() | {"0.bias": line}, order_of_net, {})),
+        ("permutations", lambda: alignment.permute(net.state_dict(), order_of_net, {"0": torch.arange(2)})),
+        ("permutations", lambda: alignment.permute(net.state_dict(), order_of_net, {"0": torch.zeros(3).long()})),
+        ("permutations", lambda: alignment.permute(net.state_dict(), order_of_net, {"0": knots})),
+        ("permutations", lambda: alignment.permute(net.state_dict(), order_of_net, {"0": [2, 1, 0]})),
+        ("permutations", lambda: alignment.permute(net.state_dict(), order_of_net, {"2": torch.arange(1)})),
+        ("fixed", lambda: alignment.weight_matching(order_of_net, {}, net.state_dict())),
+        ("moving", lambda: alignment.weight_matching(order_of_net, net.state_dict(), {"0.bias": knots})),
+        ("moving", lambda: alignment.matching_objective(order_of_net, net.state_dict(), on_plane[:1].state_dict())),
+        ("spec", lambda: alignment.weight_matching({"w": ("g", "g")}, {"w": matrix}, {"w": matrix})),
+        (
+            "max_sweeps",
+            lambda: alignment.weight_matching(order_of_net, net.state_dict(), net.state_dict(), max_sweeps=0),
+        ),
+    ],
+    "exploration": [
+        ("graph", lambda: exploration.suggest(nx.Graph())),
+        ("graph", lambda: exploration.suggest(nx.MultiDiGraph())),
+        ("graph", lambda: exploration.spanning_tree([[0, 1]])),
+        ("graph", lambda: exploration.saddle_matrix(nx.MultiGraph([(0, 1)]))),
+        ("graph", lambda: exploration.saddle_matrix(landscape(0.0, 1.0, saddle=None))),
+        ("graph", lambda: exploration.saddle_matrix(landscape(0.0, 1.0, saddle=NAN))),
+        ("graph", lambda: exploration.saddle_matrix(landscape(0.0, NAN, saddle=1.0))),
+        ("graph", lambda: exploration.merge_tree(landscape(0.0, 1.0))),
+        ("graph", lambda: exploration.explore([0.0], max, graph="old")),
+        ("num_cycles", lambda: exploration.suggest(landscape(0.0, 1.0), num_cycles=0)),
+        ("max_runs", lambda: exploration.explore([0.0, 1.0], max, max_runs=0)),
+        ("losses", lambda: exploration.explore([], max)),
+        ("losses", lambda: exploration.explore([0.0, NAN], max)),
+        ("losses", lambda: exploration.explore([0.0], max, graph=landscape(0.0, 1.0))),
+        ("losses", lambda: exploration.explore([0.0, 2.0], max, graph=landscape(0.0, 1.0))),
+        ("connect", lambda: exploration.explore([0.0, 1.0], 3.0)),
+        ("connect", lambda: exploration.explore([0.0, 1.0], lambda i, j: None)),
+        ("connect", lambda: exploration.explore([0.0, 1.0], lambda i, j: NAN)),
+        ("connect", lambda: exploration.explore([0.0, 1.0], lambda i, j: 0.5)),
+    ],
+    "hessian": [
+        ("x", lambda: hessian.hessian_eigenvalues(torch.sum, points)),
+        ("x", lambda: hessian.hessian_eigenvalues(torch.sum, bad_line)),
+        ("x", lambda: hessian.hessian_eigenvalues(torch.sum, [1.0])),
+        ("num", lambda: hessian.hessian_eigenvalues(torch.sum, line, num=0)),
+        ("num", lambda: hessian.hessian_eigenvalues(torch.sum, line, num=9)),
+        ("which", lambda: hessian.hessian_eigenvalues(torch.sum, line, which="LM")),
+        ("tolerance", lambda: hessian.hessian_eigenvalues(torch.sum, line, tolerance=0)),
+        ("max_iterations", lambda: hessian.hessian_eigenvalues(torch.sum, line, max_iterations=0)),
+        ("loss", lambda: hessian.hessian_eigenvalues(torch.sin, line)),
+        ("loss", lambda: hessian.hessian_eigenvalues(lambda x: x.sqrt().sum(), line)),
+        ("direction", lambda: hessian.rayleigh_quotient(torch.sum, line, knots)),
+        ("direction", lambda: hessian.rayleigh_quotient(torch.sum, line, line)),
+        ("direction", lambda: hessian.rayleigh_quotient(torch.sum, line, far[:8].double())),
+        ("loss", lambda: hessian.rayleigh_quotient(torch.sin, line, far[:8])),
+    ],
     "metrics": [
         ("x", lambda: metrics.sliced_wasserstein(bad_points, points)),
         ("y", lambda: metrics.sliced_wasserstein(points, torch.zeros(3, 2))),
@@ -292,6 +394,9 @@ def test_correct_calls_next_to_them_pass():
     polytopes.shallow_relu_transform(knots + 1, knots, knots, far)
     polytopes.decay_exponent(far, far)
     Stack([net, net]).network(1, mlp(1, 1, width=3, depth=2))
+    alignment.permute(net.state_dict(), order_of_net, {"0": torch.tensor([2, 0, 1])})
+    exploration.explore([0.0, 1.0], max, graph=landscape(0.0, 1.0, saddle=1.0))
+    hessian.rayleigh_quotient(torch.sum, line, far[:8])
     radial_noise(points, 1.0, reference=torch.rand(9, 1))
     assert declare().holds(1.0)
     plots.play(lambda moment: None, moment=SimpleNamespace(value=1))

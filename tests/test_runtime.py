@@ -109,4 +109,8 @@ def test_folders_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("REFIMPL_SCRATCH", str(tmp_path / "scratch"))
     assert runtime.results_dir() == tmp_path / "records"
     assert runtime.scratch_dir() == tmp_path / "scratch"
+    monkeypatch.delenv("REFIMPL_DATA", raising=False)
+    assert runtime.data_dir() == tmp_path / "scratch" / "data"
+    monkeypatch.setenv("REFIMPL_DATA", str(tmp_path / "data"))
+    assert runtime.data_dir() == tmp_path / "data"
     assert not any(tmp_path.iterdir())  # naming a folder does not make it

@@ -1,8 +1,9 @@
 """Small networks with plain constructors."""
 
+from refimpl.nets.convolutional import BasicBlock, cnn, densenet, resnet
 from refimpl.nets.fourier import FourierFeatures
 from refimpl.nets.mlp import mlp
 from refimpl.nets.siren import Sine, siren
 from refimpl.nets.stack import Stack
 
-__all__ = ["FourierFeatures", "Sine", "Stack", "mlp", "siren"]
+__all__ = ["BasicBlock", "FourierFeatures", "Sine", "Stack", "cnn", "densenet", "mlp", "resnet", "siren"]

@@ -50,7 +50,7 @@ class Stack(nn.Module):
         # The skeleton gives the forward pass its structure only; in a tuple it is hidden from parameters().
         self._skeleton = (copy.deepcopy(networks[0]).to("meta"),)
 
-    def forward(self, x: Float[Tensor, "size *batch dim"]) -> Float[Tensor, "size *batch out"]:
+    def forward(self, x: Float[Tensor, "size *batch dim"]) -> Float[Tensor, "size *outputs out"]:
         if x.ndim < 2 or x.shape[0] != self.size:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected ({self.size}, *batch, dim)")
         return vmap(lambda state, xi: functional_call(self._skeleton[0], state, (xi,)))(self.state(), x)

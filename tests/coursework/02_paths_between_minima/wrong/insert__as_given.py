@@ -1,0 +1,2 @@
+# loses: all
+insert = insert_broken
