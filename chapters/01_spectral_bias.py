@@ -986,7 +986,7 @@ claim("SB-16", (by_clip[0.5].mean() / by_clip[0.1].mean()).item())
 # ## Inside a class: one connected, smooth piece
 #
 # If the output is smooth in the input, then inputs of one class should be joined by paths on which the network never changes its mind. Experiment 9 finds such paths for all pairs of CIFAR-10 images of a class, even between *adversarial* images: pictures of something else, nudged until the network names the class.
-# We do this on the digits. A path is a chain of pivots between two end points; each pivot moves down the negative log-probability of the class, but only across the path, and the pivots are spread out evenly again after each move. (The same idea, in the space of parameters, finds paths between minima.)
+# We do this on the digits. A path is a chain of pivots between two end points; each pivot moves down the negative log-probability of the class, but only across the path, and the pivots are spread out evenly again after each move. (The same idea, in the space of parameters, finds paths between minima: [chapter 02](02_paths_between_minima.ipynb).)
 
 # %%
 torch.manual_seed(seed)
