@@ -18,7 +18,20 @@ from refimpl import spectral_bias as sb
 from refimpl.claims import Claim, Claims
 from refimpl.data import augment, cifar, digits, flower, grid, radial_noise, sum_of_sines
 from refimpl.data.tabular import load_tabular, split_folds
-from refimpl.landscape import alignment, exploration, hessian
+from refimpl.landscape import (
+    BezierCurve,
+    NetworkLoss,
+    PolygonalChain,
+    alignment,
+    egg_carton,
+    exploration,
+    fit_curve,
+    hessian,
+    insert_pivots,
+)
+from refimpl.landscape import auto_neb as neb
+from refimpl.landscape import band as bands
+from refimpl.landscape import curvy_valley as valley
 from refimpl.nets import BasicBlock, FourierFeatures, Sine, Stack, cnn, densenet, mlp, resnet, siren
 from refimpl.nets.convolutional import DenseLayer
 from refimpl.training import fit
@@ -53,6 +66,26 @@ def declare(**changes):
 def train(**changes):
     wanted = dict(parameters=net, loss_fn=lambda: net(points).square().mean(), num_steps=1, progress=False) | changes
     return fit(wanted.pop("parameters"), wanted.pop("loss_fn"), **wanted)
+
+
+chain, heights, even = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), torch.zeros(3), torch.full((2,), 0.5)
+image_loss = NetworkLoss(cnn(1, 10, channels=[4]), nn.functional.cross_entropy)
+two_nets, pictures = torch.zeros(2, image_loss.dim), torch.zeros(5, 1, 8, 8)
+classes = torch.zeros(5, dtype=torch.long)
+norms = image_loss.batch_norm_statistics(two_nets, pictures)
+
+
+def relax(pivots=chain, loss=valley, **changes):
+    return bands.nudged_elastic_band(pivots, loss, **dict(num_steps=1, lr=0.1) | changes)
+
+
+def grow(start=chain[0], end=chain[2], loss=valley, **changes):
+    return neb(start, end, loss, **dict(schedule=[(1, 0.1)]) | changes)
+
+
+def bend(curve=None, loss=valley, **changes):
+    curve = BezierCurve(chain[0], chain[2]) if curve is None else curve
+    return fit_curve(curve, loss, **dict(num_steps=1, lr=0.1) | changes)
 
 
 CALLS = {
@@ -344,6 +377,98 @@ CALLS = {
         ("direction", lambda: hessian.rayleigh_quotient(torch.sum, line, far[:8].double())),
         ("loss", lambda: hessian.rayleigh_quotient(torch.sin, line, far[:8])),
     ],
+    "bands": [
+        ("points", lambda: valley([[0.0, 0.0]])),
+        ("points", lambda: valley(torch.zeros(3, 2, dtype=torch.long))),
+        ("points", lambda: egg_carton(torch.zeros(2, 3))),
+        ("points", lambda: egg_carton(torch.tensor(0.0))),
+        ("pivots", lambda: bands.path_length(line)),
+        ("pivots", lambda: bands.redistribute(chain[:1])),
+        ("pivots", lambda: bands.redistribute(chain + NAN)),
+        ("pivots", lambda: bands.redistribute(chain.long())),
+        ("weights", lambda: bands.redistribute(chain, torch.ones(3))),
+        ("weights", lambda: bands.redistribute(chain, torch.tensor([1.0, 0.0]))),
+        ("weights", lambda: bands.redistribute(chain, [0.5, 0.5])),
+        ("pivots", lambda: bands.tangents(chain[:2], heights[:2])),
+        ("values", lambda: bands.tangents(chain, heights[:2])),
+        ("values", lambda: bands.tangents(chain, heights + NAN)),
+        ("gradients", lambda: bands.band_gradient(chain, heights, chain[1:])),
+        ("spring", lambda: bands.band_gradient(chain, heights, chain, spring=-1.0)),
+        ("spring", lambda: bands.band_gradient(chain, heights, chain, spring=NAN)),
+        ("loss", lambda: bands.value_and_gradient(lambda p: p.sum(), chain)),
+        ("loss", lambda: bands.value_and_gradient(lambda p: p, chain)),
+        ("loss", lambda: bands.value_and_gradient(lambda p: 0.0, chain)),
+        ("num_between", lambda: bands.between(chain, 0)),
+        ("pivots", lambda: bands.between(line, 2)),
+        ("pivots", lambda: relax(chain[:2])),
+        ("pivots", lambda: relax(chain + NAN)),
+        ("num_steps", lambda: relax(num_steps=0)),
+        ("lr", lambda: relax(lr=0)),
+        ("momentum", lambda: relax(momentum=1.0)),
+        ("weight_decay", lambda: relax(weight_decay=-0.1)),
+        ("spring", lambda: relax(spring=0)),
+        ("weights", lambda: relax(weights=torch.ones(5))),
+        ("loss", lambda: relax(loss=lambda p: p.sum())),
+        ("batch_size", lambda: relax(batch_size=3)),
+    ],
+    "auto_neb": [
+        ("values", lambda: insert_pivots(chain, even, torch.zeros(6))),
+        ("values", lambda: insert_pivots(chain, even, heights)),
+        ("values", lambda: insert_pivots(chain, even, torch.zeros(5) + NAN)),
+        ("weights", lambda: insert_pivots(chain, torch.ones(3), torch.zeros(5))),
+        ("pivots", lambda: insert_pivots(line, even, torch.zeros(5))),
+        ("max_insertions", lambda: insert_pivots(chain, even, torch.zeros(5), max_insertions=0)),
+        ("threshold", lambda: insert_pivots(chain, even, torch.zeros(5), threshold=-0.1)),
+        ("start", lambda: grow(start=chain)),
+        ("start", lambda: grow(start=[0.0, 0.0])),
+        ("end", lambda: grow(end=torch.zeros(3))),
+        ("end", lambda: grow(end=chain[2].double())),
+        ("num_pivots", lambda: grow(num_pivots=0)),
+        ("num_between", lambda: grow(num_between=0)),
+        ("max_insertions", lambda: grow(max_insertions=0.5)),
+        ("threshold", lambda: grow(threshold=NAN)),
+        ("schedule", lambda: grow(schedule=[])),
+        ("schedule", lambda: grow(schedule=[100, 0.1])),
+        ("initial", lambda: grow(initial=chain.flip(0))),
+        ("initial", lambda: grow(initial=line)),
+        ("evaluate", lambda: grow(evaluate=lambda p: p)),
+        ("lr", lambda: grow(schedule=[(1, -0.1)])),
+    ],
+    "curves": [
+        ("start", lambda: BezierCurve(chain, chain)),
+        ("end", lambda: BezierCurve(chain[0], torch.zeros(3))),
+        ("end", lambda: PolygonalChain(chain[0], chain[2] + NAN)),
+        ("num_bends", lambda: PolygonalChain(chain[0], chain[2], num_bends=0)),
+        ("t", lambda: BezierCurve(chain[0], chain[2])(torch.tensor(0.5))),
+        ("t", lambda: PolygonalChain(chain[0], chain[2])(torch.arange(2))),
+        ("curve", lambda: bend(curve=net)),
+        ("lr", lambda: bend(lr=NAN)),
+        ("momentum", lambda: bend(momentum=2)),
+        ("weight_decay", lambda: bend(weight_decay="1e-4")),
+        ("points_per_step", lambda: bend(points_per_step=0)),
+        ("num_steps", lambda: bend(num_steps=0)),
+    ],
+    "network_loss": [
+        ("network", lambda: NetworkLoss(net.forward, nn.functional.mse_loss)),
+        ("network", lambda: NetworkLoss(nn.ReLU(), nn.functional.mse_loss)),
+        ("network", lambda: NetworkLoss(mlp(1, 1, width=2, depth=2).requires_grad_(False), nn.functional.mse_loss)),
+        ("loss_fn", lambda: NetworkLoss(net, "mse")),
+        ("chunk_size", lambda: NetworkLoss(net, nn.functional.mse_loss, chunk_size=0)),
+        ("state", lambda: image_loss.vector(net)),
+        ("state", lambda: image_loss.vector({"0.weight": torch.zeros(2)})),
+        ("points", lambda: image_loss(two_nets[0], pictures, classes)),
+        ("points", lambda: image_loss(two_nets[:, 1:], pictures, classes)),
+        ("points", lambda: image_loss(two_nets.long(), pictures, classes)),
+        ("points", lambda: image_loss.batch_norm_statistics(two_nets[0], pictures)),
+        ("batch_size", lambda: image_loss.batch_norm_statistics(two_nets, pictures, batch_size=0)),
+        ("point", lambda: image_loss.network(two_nets)),
+        ("buffers", lambda: image_loss.network(two_nets[0], norms)),
+        ("buffers", lambda: image_loss.evaluate(two_nets, pictures, classes)),
+        ("buffers", lambda: image_loss.evaluate(two_nets, pictures, classes, {})),
+        ("buffers", lambda: image_loss.evaluate(two_nets[:1], pictures, classes, norms)),
+        ("buffers", lambda: image_loss.outputs(two_nets, pictures, dict(norms, scale=heights))),
+        ("batch_size", lambda: image_loss.evaluate(two_nets, pictures, classes, norms, batch_size=-1)),
+    ],
     "metrics": [
         ("x", lambda: metrics.sliced_wasserstein(bad_points, points)),
         ("y", lambda: metrics.sliced_wasserstein(points, torch.zeros(3, 2))),
@@ -396,6 +521,11 @@ def test_correct_calls_next_to_them_pass():
     Stack([net, net]).network(1, mlp(1, 1, width=3, depth=2))
     alignment.permute(net.state_dict(), order_of_net, {"0": torch.tensor([2, 0, 1])})
     exploration.explore([0.0, 1.0], max, graph=landscape(0.0, 1.0, saddle=1.0))
+    relax()
+    grow(initial=chain)
+    bend()
+    insert_pivots(chain, even, torch.zeros(5))
+    image_loss.evaluate(two_nets, pictures, classes, norms)
     hessian.rayleigh_quotient(torch.sum, line, far[:8])
     radial_noise(points, 1.0, reference=torch.rand(9, 1))
     assert declare().holds(1.0)

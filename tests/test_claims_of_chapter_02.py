@@ -217,7 +217,7 @@ def minima():
 
 def search(pair, data=None, batch_size=256, **options):
     loss, ends, _ = minima()
-    options = dict(schedule=[(80, 0.1)] * 4 + [(80, 0.01)] * 2) | options
+    options = dict(schedule=[(60, 0.1)] * 4 + [(60, 0.01)] * 2) | options
     data = data or images()[0]
     options |= dict(momentum=0.9, weight_decay=DECAY, batch_size=batch_size, data=data)
     return auto_neb(*ends[pair], loss, generator=runtime.generator(pair), **options)
@@ -311,7 +311,7 @@ def _():
         return [saddles(path)[-1] / saddles(path)[0] for path in runs]
 
     def anew(pair):
-        return [search(pair, schedule=[cycle]).saddle for cycle in ((80, 0.1), (80, 0.01))]
+        return [search(pair, schedule=[cycle]).saddle for cycle in ((60, 0.1), (60, 0.01))]
 
     # Without insertion the ratio is about 0.35: longer relaxation has most of the merit, and the criterion cannot tell.
     return ratios(paths()), {

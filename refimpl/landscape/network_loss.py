@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from refimpl._checks import check_sizes
+from refimpl._checks import check_sizes, check_tensor
 from refimpl.nets import Stack
 
 __all__ = ["NetworkLoss"]
@@ -111,11 +111,16 @@ class NetworkLoss:
 
     def network(self, point: Float[Tensor, " dim"], buffers: dict[str, Tensor] | None = None) -> nn.Module:
         """A copy of the network, in evaluation mode, with these parameters (and these buffers, one network's)."""
+        check_tensor("point", point, f"({self.dim},)")
         network = copy.deepcopy(self._original).to(point)
         # By name, because a state dict lists a shared parameter under all of its names.
         targets = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         with torch.no_grad():
             for name, value in {**self.state(point), **(buffers or {})}.items():
+                if name not in targets or value.shape != targets[name].shape:
+                    raise ValueError(
+                        f"buffers: got {name!r} of shape {tuple(value.shape)}, expected those of one network"
+                    )
                 targets[name].copy_(value)
         return network
 
