@@ -11,7 +11,7 @@ from browser_support import PATIENCE, SCREENSHOTS, Lab
 
 pytestmark = pytest.mark.browser
 
-CHAPTER = "chapters/01_spectral_bias.ipynb"
+CHAPTERS = ["chapters/01_spectral_bias.ipynb", "chapters/02_paths_between_minima.ipynb"]
 HANDLE = ".jp-OutputArea .widget-slider .noUi-handle"
 KERNEL_IDLE = """() => {
   const session = window.jupyterapp.shell.currentWidget?.sessionContext;
@@ -91,7 +91,7 @@ def test_make_lab_serves_the_chapters(lab, open_page):
     assert {path.name for path in (lab.work / "chapters").glob("*.ipynb")} <= names
     page, witness = open_page()
     page.goto(lab.url(""))
-    chapter = page.locator(".jp-DirListing-item", has_text=CHAPTER.split("/")[1])
+    chapter = page.locator(".jp-DirListing-item", has_text=CHAPTERS[0].split("/")[1])
     chapter.dblclick()
     page.wait_for_selector(".jp-NotebookPanel .jp-MarkdownCell h1")
     assert not [error for error in witness.errors if error.startswith("uncaught")]
@@ -113,16 +113,17 @@ def test_every_notebook_opens_beside_its_text_twin(lab):
             raise AssertionError(f"{name} does not open: {error.read().decode()[:2000]}") from error
 
 
-def test_chapter_runs_and_its_slider_redraws(lab, open_page):
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapter_runs_and_its_slider_redraws(lab, open_page, chapter):
     page, witness = open_page(1400, 1500)
     start = time.monotonic()
-    cells = run_all(page, lab, CHAPTER)
-    print(f"\n{CHAPTER}: {len(cells)} cells run in JupyterLab, {time.monotonic() - start:.1f} s with opening")
+    cells = run_all(page, lab, chapter)
+    print(f"\n{chapter}: {len(cells)} cells run in JupyterLab, {time.monotonic() - start:.1f} s with opening")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
     scroll_to(page, ".jp-MarkdownCell mjx-container")
     assert page.locator("mjx-merror, .MathJax_Error").count() == 0
-    page.screenshot(path=str(SCREENSHOTS / "lab-maths.png"))
+    page.screenshot(path=str(SCREENSHOTS / f"lab-maths-{chapter[9:11]}.png"))
 
     scroll_to(page, HANDLE)
     area = page.locator(".jp-Cell-outputArea", has=page.locator(".noUi-handle")).first
