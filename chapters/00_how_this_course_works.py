@@ -45,7 +45,6 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import FloatSlider
 from torch import nn
 from torch.nn.functional import softplus
 from torch.utils.flop_counter import FlopCounterMode
@@ -717,8 +716,8 @@ def draw_density(twist, bulge, ax=None):
 
 plots.play(
     draw_density,
-    twist=FloatSlider(1.2, min=-3, max=3, step=0.1, description="twist (radians)"),
-    bulge=FloatSlider(0.5, min=-0.8, max=0.8, step=0.05, description="bulge"),
+    twist=plots.slider("twist (radians)", value=1.2, low=-3, high=3, step=0.1),
+    bulge=plots.slider("bulge", value=0.5, low=-0.8, high=0.8, step=0.05),
 )
 
 # %% [markdown]

@@ -50,7 +50,6 @@ import math
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import Dropdown, IntSlider
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,7 +58,7 @@ from refimpl import spectral_bias as sb
 from refimpl.claims import Claims, Summary, load_record
 from refimpl.data import digits, flower, grid, radial_noise, sum_of_sines
 from refimpl.nets import FourierFeatures, Stack, mlp, siren
-from refimpl.plots import PALETTE, label_panels, play, say, sequential, use_course_style
+from refimpl.plots import PALETTE, choice, label_panels, play, say, sequential, slider, use_course_style
 from refimpl.training import fit
 
 use_course_style()
@@ -1245,8 +1244,8 @@ def show(network, moment):
 # %% alt="Left: samples and a network's curve at one moment of training. Right: recovered amplitude at ten frequencies."
 play(
     show,
-    network=Dropdown(options=list(films), value="Fourier features, σ = 1", description="network"),
-    moment=IntSlider(value=12, min=0, max=len(film_steps) - 1, description="moment", continuous_update=True),
+    network=choice("network", list(films), "Fourier features, σ = 1"),
+    moment=slider("moment", value=12, low=0, high=len(film_steps) - 1),
 )
 
 # %% [markdown]

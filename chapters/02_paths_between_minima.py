@@ -51,44 +51,15 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import Dropdown, IntSlider
 from torch import nn
-from torch.func import vmap
 from torch.nn import functional as F
 
 from refimpl import runtime
-from refimpl.autodiff import hessian_vector_product
 from refimpl.claims import Claims, Summary, load_record
 from refimpl.data import augment, cifar, digits
-from refimpl.landscape import (
-    CURVY_VALLEY_MINIMA,
-    EGG_CARTON_MINIMA,
-    PAPER_SCHEDULE,
-    BezierCurve,
-    NetworkLoss,
-    auto_neb,
-    band_gradient,
-    between,
-    chain_permutations,
-    curvy_valley,
-    egg_carton,
-    explore,
-    fit_curve,
-    hessian_eigenvalues,
-    matching_objective,
-    merge_tree,
-    nudged_elastic_band,
-    path_length,
-    permute,
-    rayleigh_quotient,
-    saddle_matrix,
-    spanning_tree,
-    tangents,
-    value_and_gradient,
-    weight_matching,
-)
+from refimpl.landscape import PAPER_SCHEDULE, NetworkLoss, auto_neb, between
 from refimpl.nets import Stack, cnn, densenet, mlp, resnet
-from refimpl.plots import PALETTE, label_panels, play, say, sequential, use_course_style
+from refimpl.plots import PALETTE, choice, label_panels, play, say, sequential, slider, use_course_style
 from refimpl.training import fit
 
 use_course_style()
@@ -97,7 +68,7 @@ use_course_style()
 size, device, seed = runtime.size, runtime.device(), runtime.seed()
 MLP = size(
     quick=dict(width=32, pairs=5, steps=600, batch=128, schedule=[(80, 0.1)] * 4 + [(80, 0.01)] * 2),
-    full=dict(width=32, pairs=5, steps=6000, batch=128, schedule=PAPER_SCHEDULE),
+    full=dict(width=32, pairs=5, steps=1500, batch=128, schedule=PAPER_SCHEDULE),
 )
 CURVE = size(quick=dict(steps=400, points=4), full=dict(steps=10_000, points=4))
 WIDTHS = size(quick=dict(widths=[16, 64, 256], steps=300), full=dict(widths=[16, 64, 256, 1024], steps=3000))
@@ -110,7 +81,11 @@ NETWORKS = size(
         "CNN": lambda: cnn(1, 10, channels=[8, 16], image_size=8),
         "ResNet-6": lambda: resnet(6, in_channels=1, width=4, stages=2),
     },
-    full={"ResNet-20": lambda: resnet(20), "DenseNet-40-12": lambda: densenet(40)},
+    full={
+        "CNN-12": lambda: cnn(3, 10, channels=[12], kernel_size=5, pool="max", hidden=256, image_size=32),
+        "ResNet-20": lambda: resnet(20),
+        "DenseNet-40-12": lambda: densenet(40),
+    },
 )
 IMAGES = size(
     quick=dict(steps=300, batch=64, judge=500, between=3, chunk=None, schedule=[(45, 0.1)] * 4 + [(45, 0.01)] * 2),
@@ -123,7 +98,7 @@ IMAGES = size(
         schedule=[(500, r) for r in (0.1,) * 3 + (0.01, 0.01, 0.001, 0.001)],
     ),
 )
-XOR_STARTS, HIDDEN = size(quick=(5, 8), full=(20, 32))
+XOR_STARTS, HIDDEN = size(quick=(8, 8), full=(20, 32))
 print(runtime.describe())
 
 # %% [markdown]
@@ -196,15 +171,14 @@ say(
 theta_a, theta_b = minima[0], minima[1]
 line_position, line = between(torch.stack([theta_a, theta_b]), 59)
 options = dict(data=(x, y), batch_size=256, momentum=0.9, weight_decay=WEIGHT_DECAY)
-path = auto_neb(
-    theta_a,
-    theta_b,
-    loss,
-    schedule=MLP["schedule"],
-    generator=runtime.generator(seed),
-    checkpoint=checkpoint("pair-0"),
-    **options,
-)
+
+
+def find_path(name, loss, a, b, schedule=MLP["schedule"], **changes):
+    source = runtime.generator(seed)
+    return auto_neb(a, b, loss, schedule=schedule, generator=source, checkpoint=checkpoint(name), **options | changes)
+
+
+path = find_path("pair-0", loss, theta_a, theta_b)
 position, points = between(path.pivots, 9)
 
 # %% [markdown]
@@ -260,6 +234,8 @@ claim
 # $$E=\sum_i L(p_i)+\frac k2\sum_i\|p_{i+1}-p_i\|^2.$$
 
 # %%
+from refimpl.landscape import CURVY_VALLEY_MINIMA, curvy_valley, nudged_elastic_band, value_and_gradient
+
 valley_ends = torch.tensor(CURVY_VALLEY_MINIMA, dtype=torch.float64)
 uneven = (
     torch.linspace(0, 1, 16).double()[:, None] ** 1.2
@@ -312,7 +288,7 @@ claim("NB-3", (plain_saddle - 1).abs().min().item())
 
 
 # %% [markdown]
-# **What you saw.** Weak springs let the pivots slide down towards the minima, and a few long segments cross everything between (the weakest of these bands are still sliding). Stiff springs pull the band out of the bends of the valley, up its sides: they *cut corners*. No stiffness in between is right, because both faults come from forces that act in the wrong *direction*.
+# **What you saw.** Weak springs let the pivots slide down towards the minima, and a few long segments cross everything between (the weakest of these bands are still sliding). Stiff springs pull the band out of the bends of the valley, up its sides: they *cut corners*. No stiffness in between is right (more pivots make the errors smaller, and dearer), because both faults come from forces that act in the wrong *direction*.
 #
 # ### Second attempt: nudge it
 #
@@ -363,6 +339,8 @@ def spread(band):
 # The whole method is then: spread, step across, repeat. Next to `refimpl`, which adds momentum, weight decay, springs of finite stiffness, batches and checkpoints:
 
 # %%
+from refimpl.landscape import band_gradient, tangents
+
 start = torch.lerp(*valley_ends, torch.linspace(0, 1, 15).double()[:, None])
 mine = start.clone()
 for _ in range(200):
@@ -387,14 +365,18 @@ say(
 # 3. insert a pivot there on the (at most two) worst segments, if the excess is above a threshold: 0.1 for networks, 0.01 here, where we want the pass to three digits. A new pivot divides its segment's share of the length, and later redistributions keep these shares: pivots stay where they are needed.
 #
 # The result is the cycle with the lowest dense maximum, which need not be the last.
+# One caution in this valley: with three inner pivots, the middle one sits on the pass from the start, by symmetry. For the verdict we therefore also start with four.
 
 # %%
+from refimpl.landscape import path_length
+
 growing = auto_neb(*valley_ends, curvy_valley, schedule=[(300, 0.02)] * 6, threshold=0.01)
-valley_error = abs(growing.saddle - 1)
+four = auto_neb(*valley_ends, curvy_valley, schedule=[(300, 0.02)] * 4, num_pivots=4, threshold=0.01)
+valley_error = abs(four.saddle - 1)
 say(
     "Highest loss on the path after each cycle: "
     + ", ".join(f"{c.saddle:.4f}" for c in growing.cycles)
-    + f"; {len(growing.pivots)} points at the end. The path is {path_length(growing.pivots) / valley_ends.diff(dim=0).norm():.2f} times as long as the line "
+    + f"; {len(growing.pivots)} points at the end. Started with four inner pivots, it ends at {four.saddle:.4f}. The path is {path_length(growing.pivots) / valley_ends.diff(dim=0).norm():.2f} times as long as the line "
     "(the valley itself 1.21 times: a chain of segments is a little shorter than a curve)."
 )
 
@@ -406,6 +388,8 @@ claim("NB-1", valley_error)
 # One trap remains. On the egg carton $\cos2\pi x+\cos2\pi y$, the line between two diagonal neighbours runs over a mountain top *exactly*. There, the gradient points along the line and its part across is zero. The band has no reason to move left rather than right, and stays. A bend of five hundredths is reason enough.
 
 # %%
+from refimpl.landscape import EGG_CARTON_MINIMA, egg_carton
+
 egg_ends = torch.tensor(EGG_CARTON_MINIMA, dtype=torch.float64)
 s = torch.linspace(0, 1, 11).double()[:, None]
 straight = torch.lerp(*egg_ends, s)
@@ -446,7 +430,7 @@ say(
 claim("NB-2", egg_error)
 
 # %% [markdown]
-# **What you saw.** The first cycle's pivots (dots) sit low, and the chain between them runs over the valley's sides: only the dense evaluation sees it. New pivots repair it, though not in every cycle: look at the third and fourth numbers above the figure.
+# **What you saw.** The first cycle's pivots (dots) sit low, and the chain between them runs over the valley's sides: only the dense evaluation sees it. New pivots repair it, though not in every cycle: compare the third and the fourth number above the figure.
 # On the egg carton, the bent start went round the mountain by way of the third minimum in the corner. In networks, the noise of the batches plays the part of the bend.
 #
 # ## Networks
@@ -480,14 +464,15 @@ def seconds(run):
     return time.perf_counter() - start
 
 
-difference = (value_and_gradient(small, pivots, xb, yb)[1] - one_by_one(pivots)).abs().max()
+expected = one_by_one(pivots)
+difference = (value_and_gradient(small, pivots, xb, yb)[1] - expected).abs().max() / expected.abs().max()
 both = [
     [seconds(lambda: one_by_one(pivots)), seconds(lambda: value_and_gradient(small, pivots, xb, yb))] for _ in range(9)
 ]
 loop_time, stacked_time = torch.tensor(both).median(0).values.tolist()
-assert difference < 1e-4
+assert difference < (1e-5 if device.type == "cpu" else 1e-2)  # GPUs round convolutions to fewer digits
 say(
-    f"Gradients of 21 pivots of a small convolutional network on a batch of 32: largest difference {difference:.0e}; the loop takes {loop_time / stacked_time:.1f} times as long "
+    f"Gradients of 21 pivots of a small convolutional network on a batch of 32: largest relative difference {difference:.0e}; the loop takes {loop_time / stacked_time:.1f} times as long "
     "as the stack. The gain is large where networks and batches are small, and ends where one network keeps the processor busy; `benchmarks/elastic_band.py` has the table."
 )
 
@@ -499,17 +484,7 @@ say(
 # %%
 paths = [path]
 for pair in range(1, MLP["pairs"]):
-    paths.append(
-        auto_neb(
-            minima[2 * pair],
-            minima[2 * pair + 1],
-            loss,
-            schedule=MLP["schedule"],
-            generator=runtime.generator(seed),
-            checkpoint=checkpoint(f"pair-{pair}"),
-            **options,
-        )
-    )
+    paths.append(find_path(f"pair-{pair}", loss, minima[2 * pair], minima[2 * pair + 1]))
 ends = minima.view(MLP["pairs"], 2, -1)
 lines = [between(pair, 59)[1] for pair in ends]
 
@@ -530,7 +505,7 @@ on_line, on_line_error = over_pairs(lines)
 on_path, on_path_error = over_pairs([between(p.pivots, 9)[1] for p in paths])
 cycles = torch.tensor([[c.saddle for c in p.cycles] for p in paths])  # (pairs, cycles)
 error_rise = on_path_error - worse_error
-never = auto_neb(theta_a, theta_b, loss, schedule=MLP["schedule"], threshold=1e9, generator=runtime.generator(seed), **options)
+never = find_path("pair-0-fixed", loss, theta_a, theta_b, threshold=1e9)
 
 # %% [markdown]
 # **What to look for.** Left: one line a pair, the saddle loss divided by the worse end's; which value does it tend to, and how fast? Right: the band of the first pair tightening.
@@ -546,7 +521,10 @@ for number, (cycle, colour) in enumerate(zip(path.cycles, sequential(len(path.cy
     axes[1].plot(cycle.positions.cpu(), cycle.values.cpu(), color=colour, lw=1.3, label=f"{number}")
     axes[1].plot(cycle.positions[::10].cpu(), cycle.values[::10].cpu(), "o", color=colour, ms=3)
 axes[1].set(
-    yscale="log", xlabel="position on the path", ylabel="training loss (nats)", ylim=(2e-3, 0.2), yticks=[0.01, 0.1]
+    yscale="log",
+    xlabel="position on the path",
+    ylabel="training loss (nats)",
+    ylim=(0.3 * at_minima.min().item(), 5 * path.cycles[0].saddle),
 )
 axes[1].legend(title="cycle", fontsize=8, ncols=3, loc="upper right")
 label_panels(axes, ["Saddle by cycle", "The first pair's band"])
@@ -570,12 +548,12 @@ say(
 # %%
 # NBVAL_CHECK_OUTPUT
 claim("NB-4", on_line / worse_end)
-claim("NB-5", (on_path - 0.01) / worse_end)
+claim("NB-5", (on_path - worse_end) / (on_line - worse_end))
 claim("NB-6", error_rise)
 claim("NB-7", cycles[:, -1] / cycles[:, 0])
 
 # %% [markdown]
-# **What you saw.** "Essentially no barrier" is no figure of speech: at this size the highest point of the path *is* the worse end, or hardly above it, and the path is only a little longer than the line. The test error stays as well. (NB-5 allows 0.01 nats above 1.25 times the worse end; where its ratio is negative, the saddle itself is below 0.01.)
+# **What you saw.** "Essentially no barrier" is no figure of speech: at this size the highest point of the path *is* the worse end, or hardly above it, and the path is only a little longer than the line. The test error stays as well.
 # Most of the descent from cycle to cycle is the relaxation and the falling learning rate; the last bit needs the inserted pivots.
 #
 # The paper also compares the saddles with the loss *during* training, which falls below them only after the learning rate has dropped: the heights that paths cross are reached early, and the rest of training happens below.
@@ -594,7 +572,7 @@ say(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-claim("NB-8", before_drop.item() / saddle_mean)
+claim("NB-8", first_below.item() / drop)
 
 # %% [markdown]
 # Mind how little this says here: our saddles *are* the worse ends, so training is compared with its own last value. The comparison has content where saddles lie well above the minima, as in the paper's deep networks.
@@ -614,7 +592,7 @@ for width in (3, 10):
     pair, _ = train(make_narrow, 2, x, y, steps=MLP["steps"], batch=MLP["batch"], name=f"narrow-{width}")
     narrow_loss = NetworkLoss(make_narrow(), F.cross_entropy)
     a, b = narrow_loss.vector(pair)
-    found = auto_neb(a, b, narrow_loss, schedule=MLP["schedule"], generator=runtime.generator(seed), **options)
+    found = find_path(f"narrow-path-{width}", narrow_loss, a, b, MLP["schedule"][::2])
     tracks = torch.stack([a, b]), between(torch.stack([a, b]), 59)[1], between(found.pivots, 9)[1]
     narrow[width] = [narrow_loss.evaluate(track, x, y)["loss"].max().item() for track in tracks]
 say(
@@ -637,8 +615,10 @@ say(
 # The average loss over $t$ is what this minimises, not the maximum.
 
 # %%
+from refimpl.landscape import BezierCurve, fit_curve
+
 curves = []
-for pair in ends:
+for number, pair in enumerate(ends):
     curve = BezierCurve(*pair).to(device)
     fit_curve(
         curve,
@@ -650,6 +630,7 @@ for pair in ends:
         data=(x, y),
         batch_size=256,
         generator=runtime.generator(seed),
+        checkpoint=checkpoint(f"curve-{number}.pt"),
     )
     curves.append(curve)
 with torch.no_grad():
@@ -672,6 +653,8 @@ claim("NB-9", on_bezier / on_line)
 # First on a network whose answer we know: one of ours with its units shuffled.
 
 # %%
+from refimpl.landscape import chain_permutations, matching_objective, permute, weight_matching
+
 spec = chain_permutations(make_mlp())
 state_a = loss.state(minima[0])
 planted = {
@@ -736,7 +719,7 @@ say(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-claim("NB-10", on_matched / on_line)
+claim("NB-10", (on_matched / on_line).mean().item())
 
 
 # %% [markdown]
@@ -784,7 +767,9 @@ for ax, (heights, track), name in zip(axes, maps, ("Bezier curve", "elastic band
     ax.legend(loc="upper right", fontsize=8, labelcolor="white", frameon=True, facecolor="#333333")
     ax.grid(False)
 axes[0].set_ylabel("towards the third point")
-fig.colorbar(picture, ax=axes, shrink=0.75, label="loss (nats)", ticks=[-2, -1, 0]).ax.set_yticklabels(["0.01", "0.1", "1"])
+fig.colorbar(picture, ax=axes, shrink=0.75, label="loss (nats)", ticks=[-2, -1, 0]).ax.set_yticklabels(
+    ["0.01", "0.1", "1"]
+)
 label_panels(axes, ["Plane of the Bezier curve", "Plane of the band's middle pivot"])
 plt.show()
 
@@ -794,14 +779,13 @@ plt.show()
 #
 # ### Wider networks need less
 #
-# Ainsworth et al. find that what matching leaves of the barrier falls with the width of the layers. One hidden layer, three widths, two pairs each. As they do, we measure the barrier here from the *mean* of the two ends' losses (interpolated along the line).
+# Ainsworth et al. find that what matching leaves of the barrier falls with the width of the layers. One hidden layer, three widths, two pairs each. As they do, we measure the barrier here from the *mean* of the two ends' losses.
 
 # %%
 def hump(loss, a, b):
-    """Barrier of the straight line above the interpolated losses of its ends."""
-    t, track = between(torch.stack([a, b]), 19)
-    along_line = loss.evaluate(track, x, y)["loss"]
-    return (along_line - torch.lerp(along_line[0], along_line[-1], t)).max().item()
+    """Barrier of the straight line above the mean loss of its ends."""
+    along_line = loss.evaluate(between(torch.stack([a, b]), 19)[1], x, y)["loss"]
+    return (along_line.max() - along_line[[0, -1]].mean()).item()
 
 
 torch.manual_seed(seed)
@@ -829,6 +813,7 @@ say(
 # %%
 # NBVAL_CHECK_OUTPUT
 claim("NB-11", leftover[widths[-1]] / leftover[widths[0]])
+
 
 # %% [markdown]
 # **What you saw.** The claim holds, but look at the percentages: matching takes away much the same share at each width. What falls with the width is the barrier as a whole, before matching already.
@@ -896,7 +881,7 @@ def on_the_line(loss, stack):
 def study(name, make):
     torch.manual_seed(seed)
     sizes = dict(steps=IMAGES["steps"], batch=IMAGES["batch"])
-    stack, _ = train(make, 2, xi, yi, name=name, transform_with=transform_with, **sizes)
+    stack, _ = train(make, 2, xi, yi, name=f"{name}-{len(xi)}", transform_with=transform_with, **sizes)
     source = runtime.generator(seed)  # of batches and augmentation alike, so that a run that resumes repeats both
     loss = NetworkLoss(make().to(device), F.cross_entropy, chunk_size=IMAGES["chunk"])
     path = auto_neb(
@@ -907,8 +892,8 @@ def study(name, make):
         evaluate=lambda points: judged(loss, points)["loss"],
         transform=transform_with and transform_with(source),
         generator=source,
-        checkpoint=checkpoint(name),
-        **dict(options, data=(xi, yi), batch_size=IMAGES["batch"]),
+        checkpoint=checkpoint(f"{name}-{len(xi)}"),
+        **options | dict(data=(xi, yi), batch_size=IMAGES["batch"]),
     )
     s, points = between(path.pivots, IMAGES["between"])
     result = dict(zip(("t", "interpolated", "renewed"), on_the_line(loss, stack)))
@@ -935,7 +920,10 @@ label_panels(axes, [f"{name}, {result['dim']:,} weights" for name, result in stu
 plt.show()
 
 # %%
-barriers = {name: result["path"].max() / result["renewed"].max() for name, result in studies.items()}
+barriers = {}
+for name, result in studies.items():
+    worse = result["renewed"][[0, -1]].max()
+    barriers[name] = ((result["path"].max() - worse) / (result["renewed"].max() - worse)).item()
 overstated = {name: (result["interpolated"].max() / result["renewed"].max()).item() for name, result in studies.items()}
 for name, result in studies.items():
     say(
@@ -947,7 +935,6 @@ for name, result in studies.items():
 # NBVAL_CHECK_OUTPUT
 claim("NB-12", list(barriers.values()))
 claim("NB-13", sum(overstated.values()) / len(overstated))
-
 
 # %% [markdown]
 # **What you saw.** The path exists here as well; its saddle may lie a little above the worse end, and far below the line. On the straight line the statistics matter, most of all on the flanks of the hump, where interpolated ones raise the loss several times over; the claim compares the maxima, because a barrier is a maximum. Whoever reports a barrier of a network with batch norm should say which statistics were used.
@@ -962,17 +949,11 @@ claim("NB-13", sum(overstated.values()) / len(overstated))
 # We give each pair only a short run of three cycles, so that the edges differ.
 
 # %%
+from refimpl.landscape import explore, merge_tree, saddle_matrix, spanning_tree
+
+
 def connect(i, j):
-    found = auto_neb(
-        minima[i],
-        minima[j],
-        loss,
-        schedule=TREE["schedule"],
-        num_between=5,
-        generator=runtime.generator(seed),
-        **options,
-    )
-    return found.saddle
+    return find_path(f"tree-{i}-{j}", loss, minima[i], minima[j], TREE["schedule"], num_between=5).saddle
 
 
 losses = at_minima[: TREE["minima"]].tolist()
@@ -1118,12 +1099,12 @@ def xor_path(loss, a, b, number):
     direction = F.normalize(torch.randn(len(a), generator=runtime.generator(100 * seed + number)).double(), dim=0)
     start = torch.lerp(a, b, t) + 2 * t * (1 - t) * (b - a).norm() * direction
     start[0], start[-1] = a, b
-    return auto_neb(a, b, loss, schedule=[(200, 0.1)] * 3, initial=start, momentum=0.9, threshold=0.05)
+    return auto_neb(a, b, loss, schedule=[(200, 0.1)] * 2, initial=start, momentum=0.9, threshold=0.05)
 
 
 two_units = [xor_path(loss2, solution, swapped, i) for i in range(XOR_STARTS)]
 three_units = [xor_path(loss3, detour[0], detour[-1], i) for i in range(XOR_STARTS)]
-lowest_two = min(p.saddle for p in two_units)
+lowest_two, lowest_three = (min(p.saddle for p in group) for group in (two_units, three_units))
 detour_high = loss3(detour_points).max().item()
 say(
     f"Both ends: {loss2(solution[None]).item():.4f}. Saddles with two units: {', '.join(f'{p.saddle:.3f}' for p in two_units)}. "
@@ -1143,14 +1124,22 @@ for group, colour, name in (
         ax.plot(
             found.best.positions, found.best.values, color=colour, lw=1.3, alpha=0.8, label=name if i == 0 else None
         )
-ax.plot(detour_position, loss3(detour_points), color=PALETTE[2], lw=5, alpha=0.5, zorder=0, label="detour by hand, three units")
+ax.plot(
+    detour_position,
+    loss3(detour_points),
+    color=PALETTE[2],
+    lw=5,
+    alpha=0.5,
+    zorder=0,
+    label="detour by hand, three units",
+)
 ax.set(xlabel="position on the path", ylabel="loss with penalty (nats)", ylim=(0, 0.75))
 ax.legend(loc="upper right", fontsize=8.5)
 plt.show()
 
 # %%
 # NBVAL_CHECK_OUTPUT
-claim("NB-15", lowest_two)
+claim("NB-15", lowest_two - lowest_three)
 claim("NB-16", detour_high)
 
 # %% [markdown]
@@ -1172,6 +1161,11 @@ claim("NB-16", detour_high)
 # In a network small enough for its whole Hessian, we count eigenvalues of the data's loss. It is trained with L-BFGS to the bottom, with $\lambda=10^{-3}$.
 
 # %%
+from torch.func import vmap
+
+from refimpl.autodiff import hessian_vector_product
+from refimpl.landscape import hessian_eigenvalues, rayleigh_quotient
+
 few_x, few_y = x[:500].double().cpu(), y[:500].cpu()
 tiny = NetworkLoss(mlp(64, 10, width=HIDDEN, depth=2).double(), F.cross_entropy)
 torch.manual_seed(seed)
@@ -1185,6 +1179,15 @@ def data_loss_at(p):
 
 hessian = vmap(lambda v: hessian_vector_product(data_loss_at, bottom, v), chunk_size=128)(torch.eye(tiny.dim).double())
 spectrum = torch.linalg.eigvalsh((hessian + hessian.T) / 2)
+slope = torch.func.grad(data_loss_at)(bottom)
+say(
+    f"Gradient of the data's loss where L-BFGS stops: length {slope.norm():.0e}; with the penalty: {(slope + 1e-3 * bottom).norm():.0e}."
+)
+
+# %% [markdown]
+# Now count: eigenvalues that are zero to rounding, against the directions that we can name.
+
+# %%
 weights_in, biases_in, weights_out, _ = tiny.state(bottom).values()
 with_ones = torch.cat([few_x, torch.ones(len(few_x), 1).double()], 1)
 active = few_x @ weights_in.T + biases_in > 0  # (images, units)
@@ -1300,8 +1303,8 @@ def show(track, position):
 # %% alt="Left: loss and test error along a path with a marker. Right: eight test digits that the network at this position misclassifies."
 play(
     show,
-    track=Dropdown(options=list(scenes), value=f"AutoNEB, cycle {len(path.cycles)}", description="path"),
-    position=IntSlider(value=20, min=0, max=40, description="position", continuous_update=True),
+    track=choice("path", list(scenes), f"AutoNEB, cycle {len(path.cycles)}"),
+    position=slider("position", value=20, low=0, high=40),
 )
 
 # %% [markdown]
@@ -1385,15 +1388,9 @@ claim("NB-19", sum(hidden) / len(hidden))
 # %%
 few = (x[:40], y[:40])
 rows = []
-for a, b in ends:
-    found = auto_neb(
-        a,
-        b,
-        loss,
-        schedule=[(80, 0.1)] * 2 + [(80, 0.01)],
-        generator=runtime.generator(seed),
-        **dict(options, data=few, batch_size=40),
-    )
+for pair, (a, b) in enumerate(ends):
+    schedule = [(80, 0.1)] * 2 + [(80, 0.01)]
+    found = find_path(f"few-{pair}", loss, a, b, schedule, data=few, batch_size=40)
     track = between(found.pivots, 9)[1]
     rows.append((loss.evaluate(track, *few)["loss"].max().item(), *highest(track)))
 seen, everywhere, wrong = torch.tensor(rows).T
@@ -1417,7 +1414,8 @@ say(
 #
 # CIFAR-10 is not part of the course. Put `cifar-10-binary.tar.gz` where the chapter's message says, or fetch it with `python -c "from refimpl.data import cifar; cifar(download=True)"`; without it the chapter takes digits enlarged to 32 x 32 instead, and the record says so.
 #
-# The paper's numbers for CIFAR-10, ResNet-20, mean over the edges of a spanning tree over ten minima: minima 0.0162 ± 0.0009, saddles 0.0324 ± 0.0033 nats (the authors' evaluation notebook); test error at most 0.5 percentage points above the minima.
+# The numbers to compare with, for CIFAR-10 and ResNet-20, as means over the edges of a spanning tree over ten minima: minima 0.0162 ± 0.0009, saddles 0.0324 ± 0.0033 nats. They stand in the notebook of the authors' later code, on augmented images and with interpolated statistics; ours are without augmentation and with statistics estimated anew.
+# The paper says that the test error rises by at most 0.5 percentage points.
 
 # %%
 record_of_full_run = load_record("02_paths_between_minima")

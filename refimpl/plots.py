@@ -3,12 +3,13 @@
 Nothing here is imported by the methods; matplotlib, IPython and ipywidgets are imported inside the functions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from refimpl._checks import check_sizes
 
-__all__ = ["PALETTE", "label_panels", "play", "say", "sequential", "use_course_style"]
+__all__ = ["PALETTE", "choice", "label_panels", "play", "say", "sequential", "slider", "use_course_style"]
 
 # Okabe and Ito's colour-blind-safe colours without their yellow, darkest contrast first.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444"]
@@ -88,6 +89,39 @@ def say(text: str) -> None:
         print(text)
 
 
+def slider(description: str, *, value: int | float, low: int | float, high: int | float, step: int | float = 1) -> Any:
+    """ipywidgets slider for `play`, over whole numbers if ``value`` and ``step`` are; a fixed value where there is no Jupyter.
+
+    Raises:
+        ValueError: if ``value`` does not lie between ``low`` and ``high``.
+    """
+    if not low <= value <= high:
+        raise ValueError(f"value: got {value!r}, expected a number from {low} to {high}")
+    try:
+        from ipywidgets import FloatSlider, IntSlider
+    except ImportError:
+        return SimpleNamespace(value=value)
+    kind = IntSlider if isinstance(value, int) and isinstance(step, int) else FloatSlider
+    return kind(value=value, min=low, max=high, step=step, description=description, continuous_update=True)
+
+
+def choice(description: str, options: Sequence[str], value: str | None = None) -> Any:
+    """ipywidgets menu for `play` (default: the first option); a fixed value where there is no Jupyter.
+
+    Raises:
+        ValueError: if ``value`` is none of the ``options``.
+    """
+    options = list(options)
+    value = options[0] if value is None and options else value
+    if value not in options:
+        raise ValueError(f"value: got {value!r}, expected one of {options}")
+    try:
+        from ipywidgets import Dropdown
+    except ImportError:
+        return SimpleNamespace(value=value)
+    return Dropdown(options=options, value=value, description=description)
+
+
 def play(draw: Callable[..., None], **controls: Any) -> None:
     """Show ipywidgets controls above a figure that ``draw(**values)`` makes anew at each move.
 
@@ -95,7 +129,7 @@ def play(draw: Callable[..., None], **controls: Any) -> None:
 
     Args:
         draw: function that makes one matplotlib figure and shows it.
-        **controls: ipywidgets, one for each argument of ``draw``.
+        **controls: a `slider`, `choice` or other ipywidgets control for each argument of ``draw``.
 
     Raises:
         TypeError: if ``draw`` is not a function, or a control has no value.

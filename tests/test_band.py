@@ -319,10 +319,16 @@ def test_divergence_is_named_as_such(lr):
         nudged_elastic_band(straight(VALLEY, 5) + 0.1, lambda p: (p**4).sum(1), num_steps=300, lr=lr)
 
 
-def test_checkpoint_between_other_ends_is_refused(tmp_path):
-    options = dict(num_steps=3, lr=0.01, checkpoint=tmp_path / "band.pt")
-    first, _ = nudged_elastic_band(straight(VALLEY, 5), curvy_valley, **options)
-    again, _ = nudged_elastic_band(straight(VALLEY, 5), curvy_valley, **options)
-    assert torch.equal(first, again)
-    with pytest.raises(ValueError, match="other ends"):
-        nudged_elastic_band(straight(VALLEY + 1, 5), curvy_valley, **options)
+def test_checkpoint_of_another_band_is_refused(tmp_path):
+    start, options = straight(VALLEY, 5), dict(num_steps=3, lr=0.01, checkpoint=tmp_path / "band.pt")
+    first, _ = nudged_elastic_band(start, curvy_valley, **options)
+    assert torch.equal(first, nudged_elastic_band(start, curvy_valley, **options)[0])
+    uneven = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=start.dtype)
+    for other, change in (
+        (start + 1, {}),
+        (start, {"spring": 1.0}),
+        (start, {"weight_decay": 0.1}),
+        (start, {"weights": uneven}),
+    ):
+        with pytest.raises(ValueError, match="different run"):
+            nudged_elastic_band(other, curvy_valley, **options | change)

@@ -111,7 +111,7 @@ def along(force, tangent):
 @case("NB-1")
 def _():
     def error(band=None, **options):
-        options = dict(schedule=[(120, 0.05)] * 6, threshold=0.01) | options
+        options = dict(schedule=[(120, 0.05)] * 6, num_pivots=4, threshold=0.01) | options
         found = auto_neb(*VALLEY, curvy_valley, **options).pivots if band is None else band
         return abs(dense(curvy_valley, found) - 1)
 
@@ -209,10 +209,10 @@ def make_mlp():
 
 @functools.cache
 def minima():
-    """The loss, the pairs of minima (pairs, 2, dim), and the training's losses before and after the first drop."""
+    """The loss, the pairs of minima (pairs, 2, dim), and the training's history."""
     stack, history = train(make_mlp, 2 * PAIRS, *images()[0], steps=STEPS, watch=20)
-    loss, watched = NetworkLoss(make_mlp(), F.cross_entropy), history.evaluations["loss"]
-    return loss, loss.vector(stack).view(PAIRS, 2, -1), (watched[STEPS // 40 - 4 : STEPS // 40 + 1], watched[-5:])
+    loss = NetworkLoss(make_mlp(), F.cross_entropy)
+    return loss, loss.vector(stack).view(PAIRS, 2, -1), history
 
 
 def search(pair, data=None, batch_size=256, **options):
@@ -281,7 +281,7 @@ def relaxed(pair, part):
 @case("NB-5")
 def _():
     def ratios(points):
-        return over_pairs(lambda pair: (high(points(pair)) - 0.01) / worse_end(pair))
+        return over_pairs(lambda pair: (high(points(pair)) - worse_end(pair)) / (high(line(pair)) - worse_end(pair)))
 
     return ratios(lambda pair: dense_path(paths()[pair])), {
         "straight line": ratios(line),
@@ -323,15 +323,19 @@ def _():
 
 @case("NB-8")
 def _():
-    before, after = (sum(losses) / len(losses) for losses in minima()[2])
+    history = minima()[2]
 
-    def mean(measure):
-        return sum(over_pairs(measure)) / PAIRS
+    def first_below(height):
+        level = sum(over_pairs(height)) / PAIRS
+        watched = zip(history.evaluation_steps, history.evaluations["loss"], strict=True)
+        return next(step for step, value in watched if value < level) / (STEPS // 2)
 
-    return before / mean(lambda pair: paths()[pair].saddle), {
-        "after the drops": after / mean(lambda pair: paths()[pair].saddle),
-        "first cycle's saddles": before / mean(lambda pair: paths()[pair].cycles[0].saddle),
-        "straight lines": before / mean(lambda pair: high(line(pair))),
+    return first_below(lambda pair: paths()[pair].saddle), {
+        "saddles of the first cycle, with half the steps": first_below(
+            lambda pair: search(pair, schedule=[(30, 0.1)]).saddle
+        ),
+        "straight lines": first_below(lambda pair: high(line(pair))),
+        "test loss of the straight lines": first_below(lambda pair: high(line(pair), test=True)),
     }
 
 
@@ -400,7 +404,7 @@ def _():
             a, b = ends[pair]
             return straight(torch.stack([a, change(a, b)]), 41)
 
-        return over_pairs(lambda pair: high(along(pair)) / high(line(pair)))
+        return sum(over_pairs(lambda pair: high(along(pair)) / high(line(pair)))) / PAIRS
 
     def match(a, b, **fault):
         return matched(loss, spec, a, b, **fault)
@@ -424,9 +428,8 @@ def _():
         a, b = loss.vector(stack)
 
         def barrier(end):
-            t, points = between(torch.stack([a, end]), 19)
-            values = loss.evaluate(points, *images()[0])["loss"]
-            return (values - torch.lerp(values[0], values[-1], t)).max().item()
+            values = loss.evaluate(between(torch.stack([a, end]), 19)[1], *images()[0])["loss"]
+            return (values.max() - values[[0, -1]].mean()).item()
 
         wrong = matched(loss, spec, a, b, order=torch.argsort)
         return barrier(matched(loss, spec, a, b)), barrier(b), barrier(wrong)
@@ -495,7 +498,11 @@ def not_reset(loss, points, before):
 @case("NB-12")
 def _():
     def ratios(measure):
-        return [measure(loss, stored, line, path) / highest(loss, line) for loss, stored, _, line, path in normed()]
+        found = []
+        for loss, stored, _, line, path in normed():
+            worse = highest(loss, line[[0, -1]])
+            found.append((measure(loss, stored, line, path) - worse) / (highest(loss, line) - worse))
+        return found
 
     def initial(key, value):
         return torch.full_like(value, float(key.endswith("var")))
@@ -641,25 +648,24 @@ def detour(moves=MOVES, together=()):
 @case("NB-15")
 def _():
     swap = {"0.weight": ("0", None), "0.bias": ("0",), "2.weight": (None, "0"), "2.bias": (None,)}
+    states = [permute(two_units(), swap, {"0": torch.tensor(order)}) for order in ((0, 1), (1, 0))]
 
-    def lowest(order=(1, 0), data=1, initial=None):
-        net, loss = xor(2 if initial is None else 3, data)
-        a, b = (net.vector(permute(two_units(), swap, {"0": torch.tensor(p)})) for p in ((0, 1), order))
+    def lowest(hidden, swapped=True, data=1, starts=6, steps=150):
+        net, loss = xor(hidden, data)
+        a, b = (net.vector(state if hidden == 2 else spare_added(state)) for state in (states[0], states[swapped]))
         t, found = torch.linspace(0, 1, 9, dtype=F64)[:, None], []
-        for number in range(2):
+        for number in range(starts):
             aside = F.normalize(torch.randn(len(a), dtype=F64, generator=runtime.generator(number)), dim=0)
             bent = torch.lerp(a, b, t) + 2 * t * (1 - t) * max((b - a).norm(), 1) * aside
             bent = torch.cat([a[None], bent[1:-1], b[None]])
-            found.append(
-                auto_neb(a, b, loss, schedule=[(100, 0.1)] * 2, momentum=0.9, threshold=0.05, initial=bent).saddle
-            )
+            options = dict(schedule=[(steps, 0.1)] * 2, momentum=0.9, threshold=0.05, initial=bent)
+            found.append(auto_neb(a, b, loss, **options).saddle)
         return min(found)
 
-    spare, loss3 = detour(), xor(3)[1]
-    return lowest(), {
-        "units not swapped": lowest(order=(0, 1)),
-        "loss on the data left out": lowest(data=0),
-        "a spare unit": auto_neb(spare[0], spare[-1], loss3, schedule=[(100, 0.05)], initial=spare).saddle,
+    return lowest(2) - lowest(3), {
+        "units not swapped": lowest(2, swapped=False, starts=1) - lowest(3, swapped=False, starts=1),
+        "loss on the data left out": lowest(2, data=0, starts=1) - lowest(3, data=0, starts=1),
+        "bands that hardly move": lowest(2, starts=2, steps=1) - lowest(3, starts=2, steps=1),
     }
 
 

@@ -97,5 +97,5 @@ def test_same_seed_same_bits_after_an_interruption_too(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fitted(file, fail_at=25)
     assert torch.equal(fitted(file), whole) and torch.equal(fitted(), whole)
-    with pytest.raises(ValueError, match="other ends"):
+    with pytest.raises(ValueError, match="different run"):
         fitted(file, ends=(A, B + 1))

@@ -1,5 +1,6 @@
 """The few promises of the plotting helpers."""
 
+import sys
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -60,3 +61,19 @@ def test_outside_a_notebook_text_prints_and_controls_draw_once(capsys):
         is None
     )
     assert capsys.readouterr().out == "**3** waves\n" and seen == [{"a": 3, "b": "x"}]
+
+
+@pytest.mark.parametrize("jupyter", [True, False])
+def test_controls_have_a_value_with_and_without_jupyter(jupyter, monkeypatch):
+    if not jupyter:
+        monkeypatch.setitem(sys.modules, "ipywidgets", None)  # importing it now fails
+    whole, real = plots.slider("n", value=2, low=0, high=5), plots.slider("x", value=0.5, low=-1, high=1, step=0.1)
+    menu = plots.choice("who", ["a", "b"], "b")
+    assert (whole.value, real.value, menu.value, plots.choice("who", ["a", "b"]).value) == (2, 0.5, "b", "a")
+    if jupyter:
+        assert [type(c).__name__ for c in (whole, real, menu)] == ["IntSlider", "FloatSlider", "Dropdown"]
+        assert (whole.min, whole.max, whole.description, menu.options) == (0, 5, "n", ("a", "b"))
+    with pytest.raises(ValueError, match="value: got 7"):
+        plots.slider("n", value=7, low=0, high=5)
+    with pytest.raises(ValueError, match="value: got 'c'"):
+        plots.choice("who", ["a", "b"], "c")

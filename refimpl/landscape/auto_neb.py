@@ -30,7 +30,7 @@ class Cycle:
         weights: target lengths of its segments, summing to 1, shape (n - 1,).
         positions: of the dense points, fraction of the path's length, shape (m,).
         values: loss at the dense points, shape (m,); pivot i is entry ``i * (num_between + 1)``.
-        num_gradients: gradients evaluated in this cycle (pivots times steps).
+        num_gradients: gradients evaluated in this cycle (pivots, both ends included, times steps).
     """
 
     pivots: Tensor
@@ -198,7 +198,7 @@ def auto_neb(
         positions, points = between(chain, num_between)
         values = evaluate(points)
         check_tensor("evaluate", values, f"({len(points)},)")
-        cycles.append(Cycle(chain, weights, positions, values.detach(), (len(chain) - 2) * num_steps))
+        cycles.append(Cycle(chain, weights, positions, values.detach(), len(chain) * num_steps))
     return AutoNEBPath(tuple(cycles))
 
 

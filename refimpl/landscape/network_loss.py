@@ -40,8 +40,8 @@ class NetworkLoss:
     Raises:
         TypeError, ValueError: if an argument does not fit.
 
-    Source: Draxler et al. 2018 (arXiv 1803.00885), Sec. 3; batch-norm statistics as in Garipov et al. 2018
-    (arXiv 1802.10026), Appendix A.2.
+    Source: Draxler et al. 2018 (arXiv 1803.00885), Sec. 3; batch-norm statistics as in the code of Garipov et al. 2018
+    (arXiv 1802.10026).
 
     >>> loss = NetworkLoss(nn.Linear(2, 1), nn.functional.mse_loss)
     >>> loss(torch.zeros(5, loss.dim), torch.ones(4, 2), torch.ones(4, 1))

@@ -25,7 +25,7 @@
 # | 5 Two units change places | 4 | 3 | 1 |
 # | 6 What a flat path proves | 3 | | 3 |
 #
-# The tests below a task tell you what is wrong; the grader runs further ones on other inputs. `refimpl.landscape` holds most of what you write here. You learn more if you write it yourself and compare afterwards.
+# The tests below a task tell you what is wrong; the grader runs further ones on other inputs. *What to look for* before a figure is for you; hand in text only where a cell asks for it, "read by a person". `refimpl.landscape` holds most of what you write here. You learn more if you write it yourself and compare afterwards.
 #
 # **Conventions**, as in the chapter.
 #
@@ -86,7 +86,7 @@ def random_chain(seed, num_pivots=9, dim=3):
 #
 # Derive the force $-\partial E/\partial p_i$ on an inner pivot, with pencil and paper. At each inner pivot a unit vector $\tau_i$ along the path is given. It splits the force into four parts: the loss along and across the path, and the springs along and across it. Write them down as `four_parts`.
 #
-# Now imagine a chain that lies exactly at the bottom of a curved valley, where $g_i$ points along the path. Which two parts drive it away from there, and what does each do to it? The *nudged* band goes without these two. One of those that stay needs a repair: where the chain bends, the springs' part along $\tau_i$ does not vanish at equal lengths unless $\tau_i$ halves the angle. So the nudged band replaces it, and its force is
+# Now imagine a chain that lies exactly at the bottom of a curved valley, where $g_i$ points along the path. Two of the four parts drive it away from there. Decide which two, and what each does to the chain, before you read on (there is nothing to hand in here; task 3 measures it). The *nudged* band goes without these two. One of the parts that stay needs a repair: where the chain bends, the springs may pull along $\tau_i$ even if the two steps are equally long. So the nudged band lets them see the lengths alone, and its force is
 #
 # $$F_i=-\big(g_i-(g_i\cdot\tau_i)\,\tau_i\big)+k\,\big(\|t_i^+\|-\|t_i^-\|\big)\,\tau_i.$$
 #
@@ -247,8 +247,8 @@ for seed, k in ((13, 0.7), (14, 30.0)):
 #
 # Springs along the path do one thing: they keep the lengths equal. So does a simpler step. Take the present chain as a path of straight segments, and put the inner pivots on it anew, at equal distances *measured along it*. This is the limit $k\to\infty$ of the chapter.
 #
-# - `spread` does it, and leaves the chain that it gets as it is. Pivots may coincide, and a long segment may receive many new pivots.
-# - `relax` repeats `num_steps` times: spread the chain; compute the losses and the gradients at all pivots; move the inner pivots by `lr` times `force(pivots, values, gradients)`. At the end it spreads the chain once more and returns it.
+# - `spread` does it, and leaves the chain that it gets as it is. Pivots may coincide, even all of them: a segment may have length 0, by which you must not divide. A long segment may receive many new pivots.
+# - `relax` repeats `num_steps` times: spread the chain; compute the losses and the gradients at all pivots; move the inner pivots by `lr` times `force(pivots, values, gradients)`, which sees the spread chain and its losses and gradients. At the end it spreads the chain once more and returns it.
 #
 # `loss` maps points of shape (n, dim) to n losses. Since no pivot has a part in the loss of another, one call of `torch.autograd.grad` for the sum gives you all gradients.
 
@@ -322,13 +322,44 @@ def to_the_right(pivots, values, gradients):
     return torch.eye(pivots.shape[1]).double()[:1].expand(len(pivots) - 2, -1)
 
 
+def tilted(points):
+    """The loss x^2 / 8 + x y."""
+    return points[:, 0] ** 2 / 8 + points[:, 0] * points[:, 1]
+
+
+def recorder(*forces):
+    """A force that returns one after the other of those given, and the list of what it was handed each time."""
+    handed = []
+
+    def force(pivots, values, gradients):
+        handed.append([torch.as_tensor(part).detach().clone() for part in (pivots, values, gradients)])
+        assert len(handed) <= len(forces), f"you ask for the force more than {len(forces)} times"
+        return torch.tensor(forces[len(handed) - 1]).double()
+
+    return force, handed
+
+
 # %% nbgrader={"grade": true, "grade_id": "band_steps", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 slope = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0]]).double()
 kept = slope.clone()
 moved = relax(slope, lambda p: p[:, 1], to_the_right, num_steps=2, lr=0.1)
 same(moved, torch.tensor([[0.0, 0.0], [4 / 3, 0.0], [8 / 3, 0.0], [4.0, 0.0]]), "a force along the path, two steps")
 assert torch.equal(slope, kept), "relax changes the chain that it gets"
+force, handed = recorder([[0.0, 0.0], [0.0, 0.0]])
+relax(slope, tilted, force, num_steps=1, lr=0.1)
+assert len(handed) == 1, f"in one step you ask {len(handed)} times for the force"
+same(handed[0][1], tilted(handed[0][0]), "the losses that you hand to force, at the pivots that you hand to it")
 ### BEGIN HIDDEN TESTS
+uneven = torch.tensor([[0.0, 0.0], [1.0, 0.0], [8.0, 0.0]]).double()
+force, handed = recorder([[0.0, 6.0]], [[8.0, 6.0]])
+moved = relax(uneven, tilted, force, num_steps=2, lr=0.5)
+assert len(handed) == 2, f"in two steps you ask {len(handed)} times for the force"
+for height, (at, values, gradients) in zip((0.0, 3.0), handed):
+    same(at, torch.tensor([[0.0, 0.0], [4.0, height], [8.0, 0.0]]), "an uneven chain: the pivots handed to force")
+    same(values, torch.tensor([0.0, 2 + 4 * height, 8.0]), "an uneven chain: the losses handed to force")
+    wanted = torch.tensor([[0.0, 0.0], [1 + height, 4.0], [2.0, 8.0]])
+    same(gradients, wanted, "an uneven chain: the gradients handed to force, at its pivots")
+same(moved, torch.tensor([[0.0, 0.0], [6.4, 4.8], [8.0, 0.0]]), "an uneven chain: where it is after two steps")
 start = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 8.0]]).double()
 wanted = torch.tensor([[0.0, 0.0], [0.1, 4.0], [0.0, 8.0]])
 same(relax(start, lambda p: p[:, 1], to_the_right, num_steps=1, lr=0.1), wanted, "one step: where do you begin it?")
@@ -377,7 +408,7 @@ plt.show()
 # %% [markdown]
 # ## Task 3: predict, then measure: the plain band (5 points)
 #
-# Back to the plain band of task 1, which keeps all four parts of the force. How wrong does it get?
+# Back to the plain band of task 1, which keeps all four parts of the force. First you predict how wrong it gets, then you measure it.
 #
 # **Predict**, with pencil and paper, first two numbers that have closed forms.
 #
@@ -395,7 +426,8 @@ plt.show()
 # %% [markdown]
 # **Measure.** `plain_estimate` relaxes a plain band in the curvy valley, from `straight(num_pivots, power=1.2)`, by 1500 steps of gradient descent on $E$ with the step size $1/(4+4k)$. It returns two numbers: the highest loss at its pivots, and the highest loss anywhere on it.
 #
-# (The uneven start breaks the symmetry of the valley. From an even one, rounding errors would decide where weak springs let the pivots slide.)
+# - *The step size.* Gradient descent diverges if a step is larger than 2 over the curvature of $E$. In the stiffest direction the valley's sides curve by about 4, and the springs by less than $4k$. So this step is about half as large as it may be.
+# - *The start.* `straight(num_pivots, power=1.2)` lies on the straight line, with uneven spacing. From an even one the valley's symmetry would leave it to rounding errors to which side weak springs let the pivots slide.
 
 # %% nbgrader={"grade": false, "grade_id": "plain", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def ring_radius(spring, c, radius, num_pivots):
@@ -519,10 +551,11 @@ plt.show()
 nudged = highest(relax(straight(20), curvy_valley, sideways, num_steps=200, lr=0.1))
 rows = ", ".join(f"{b:.2f} ({a:.2f})" for a, b in estimates.tolist())
 say(f"Highest loss anywhere (at the pivots) for k = {', '.join(map(str, springs))}: {rows}. Nudged: {nudged:.3f}.")
+say(f"At k = {springs[1]} the highest pivot has the loss {estimates[1, 0]:.2f}; the pass has the loss 1.")
 
 
 # %% [markdown]
-# **After the measurement** (1 point, read by a person): compare with your prediction. At $k=0.1$ the highest pivot says 1.00, exactly the height of the pass. Is the band right there, and is it an accident? And what would you gain with 100 pivots in place of 20, what would you lose?
+# **After the measurement** (1 point, read by a person): compare with your prediction. The last line above sets the highest pivot at $k=0.1$ beside the pass: is the band right there, and is what the pivot says an accident? And what would you gain with 100 pivots in place of 20, what would you lose?
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "plain_reading", "locked": false, "points": 1, "schema_version": 3, "solution": true, "task": false}
 # *One answer.* Both ends fail as predicted: 1.96 at $k=0.01$, where all pivots lie below 0.1, and 1.92 at $k=30$, where the pivots lie as high as the rest. The smallest value, 1.35 at $k=3$, is worse than my 1.2; the nudged band finds 1.000 with as many pivots. At $k=0.1$ the band is as wrong as anywhere, 2.36: one pivot rests on the pass itself, as it may above the weakest spring of about 0.03, but its neighbours have slid far down, and the segments between them leave the valley.
@@ -536,8 +569,8 @@ say(f"Highest loss anywhere (at the pivots) for k = {', '.join(map(str, springs)
 # AutoNEB adds pivots where the path between two of them is higher than they tell. `insert_broken` is meant to do this:
 #
 # - `values` are the losses at the points of `between(pivots, m)`, so that $m$ of them lie inside each segment, equally spaced, and pivot $i$ is entry $i(m+1)$;
-# - the *excess* at a point inside a segment is its loss minus the linear interpolation between the losses of the segment's two pivots, divided by the range (largest minus smallest) of the losses of *all pivots*;
-# - each segment is judged by its largest excess. Those `most` segments with the largest ones get a new pivot at that very point, if the excess is larger than `threshold`;
+# - the *excess* at a point inside a segment is its loss minus the linear interpolation between the losses of the segment's two pivots, divided by the range (largest minus smallest) of the losses of *all pivots*. Add $10^{-12}$ to the range: if all pivots have the same loss, every rise between them then counts as a large one;
+# - each segment is judged by its largest excess, however narrow the bump. Those `most` segments with the largest ones get a new pivot at that very point, if the excess is larger than `threshold`;
 # - `weights`, the wanted lengths of the segments as shares of the whole, are handed on: the weight of a split segment is divided in the proportion of its two parts. The new weights go with the new segments, in their order.
 #
 # It runs without complaint, and on many paths nobody would notice.
@@ -562,7 +595,7 @@ def insert_broken(pivots, weights, values, most=2, threshold=0.1):
 
 
 # %% [markdown]
-# It has more than one fault. Do not stare at it; experiment. `on_a_line` makes a chain in one dimension on a loss of your choice, such as `polyline`, so that you know where a pivot must go. Then write the repaired function as `insert`.
+# It has four faults. Do not stare at it; experiment. `on_a_line` makes a chain in one dimension on a loss of your choice, such as `polyline`, so that you know where a pivot must go. Then write the repaired function as `insert`.
 
 # %% nbgrader={"grade": false, "grade_id": "on_a_line", "locked": true, "schema_version": 3, "solution": false, "task": false}
 def on_a_line(pivots, loss, m=9):
@@ -593,7 +626,7 @@ def insert(pivots, weights, values, most=2, threshold=0.1):
     share = torch.arange(1, steps).double() / steps
     inside = values[:-1].view(segments, steps)[:, 1:]
     linear = heights[:-1, None] * (1 - share) + heights[1:, None] * share
-    excess, place = ((inside - linear) / (heights.max() - heights.min())).max(dim=1)
+    excess, place = ((inside - linear) / (heights.max() - heights.min() + 1e-12)).max(dim=1)
     chain, lengths = list(pivots), list(weights)
     for i in sorted(excess.argsort(descending=True)[:most].tolist(), reverse=True):  # from the back: no index shifts
         if excess[i] > threshold:
@@ -615,6 +648,8 @@ count = len(insert(*one, threshold=0.7)[0]) - 3
 assert count == 0, "a bump below the threshold gets a pivot"
 low = on_a_line([0.0, 1.0, 2.0], polyline((0, 0), (0.3, -0.9), (1, 1), (2, 0)))
 assert len(insert(*low)[0]) == 3, "a dip in the loss gets a pivot"
+thin = on_a_line([0.0, 1.0, 2.0], polyline((0, 0), (0.6, 0.6), (0.7, 1.2), (0.8, 0.8), (1, 1), (2, 0)))
+same(insert(*thin)[0][:, 0], torch.tensor([0, 0.7, 1, 2]), "a path with one narrow bump")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "insert_range", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -623,12 +658,18 @@ pivots, weights, values = on_a_line([0.0, 1.0, 2.0], bump)
 for scale in (1e-3, 1.0, 1e3):
     count = len(insert(pivots, weights, scale * values)[0]) - 3
     assert count == 1, f"in a landscape {scale:g} times as high, {count} pivots are inserted in place of 1"
+peak = on_a_line([0.0, 1.0, 2.0], polyline((0, 0), (0.5, 0.7), (1, 1), (1.5, 20), (2, 0)))
+count = len(insert(*peak)[0]) - 3
+assert count == 2, f"two bumps, one far higher than all pivots: {count} pivots are inserted in place of 2"
+twins = on_a_line([0.0, 1.0], polyline((0, 0), (0.4, 2), (1, 0)))
+same(insert(*twins)[0][:, 0], torch.tensor([0, 0.4, 1]), "a path between two pivots of the same loss")
 ### BEGIN HIDDEN TESTS
 for shift in (-7.0, 50.0):
     count = len(insert(pivots, weights, values + shift)[0]) - 3
     assert count == 1, f"in a landscape {shift:g} higher, {count} pivots are inserted in place of 1"
-peak = on_a_line([0.0, 1.0, 2.0], polyline((0, 0), (0.5, 0.7), (1, 1), (1.5, 20), (2, 0)))
 same(insert(*peak)[0][:, 0], torch.tensor([0, 0.5, 1, 1.5, 2]), "a path with a high and a low bump")
+flat = on_a_line([0.0, 1.0, 2.0], polyline((0, 3), (1, 3), (1.3, 3.5), (2, 3)))
+same(insert(*flat)[0][:, 0], torch.tensor([0, 1, 1.3, 2]), "a bump between pivots that all have the loss 3")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "insert_order", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -640,6 +681,9 @@ same(chain, torch.tensor([0, 0.5, 1, 2, 2.5, 3, 4]), "a path with two bumps")
 corners = ((0, 0), (0.5, 1.2), (1, 0), (1.5, 2), (2, 1), (2.5, 1.8), (3, 1), (3.5, 4), (4, 0))
 three = on_a_line([0.0, 1.0, 2.0, 3.0, 4.0], polyline(*corners))
 same(insert(*three, most=3)[0][:, 0], torch.tensor([0, 0.5, 1, 1.5, 2, 3, 3.5, 4]), "four bumps, three pivots")
+corners = ((0, 0), (1, 1), (1.1, 1.6), (1.9, 1.6), (2, 1), (2.6, 1), (2.7, 1.9), (2.8, 1), (3, 1), (4, 0))
+sizes = on_a_line([0.0, 1.0, 2.0, 3.0, 4.0], polyline(*corners))
+same(insert(*sizes, most=1)[0][:, 0], torch.tensor([0, 1, 2, 2.7, 3, 4]), "a broad low and a narrow high bump, most=1")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "insert_weights", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -647,8 +691,8 @@ chain, new = insert(*on_a_line([0.0, 1.0, 2.0], polyline((0, 0), (0.2, 0.9), (1,
 new = torch.as_tensor(new)
 assert len(new) == len(chain) - 1, f"{len(chain)} pivots have {len(chain) - 1} segments, you return {len(new)} weights"
 assert abs(new.sum() - 1) < 1e-9, f"the weights add up to {new.sum():.3f}, not to 1"
+same(new, torch.tensor([0.1, 0.4, 0.5]), "weights 0.5 and 0.5, the first segment split at a fifth of its length")
 ### BEGIN HIDDEN TESTS
-same(new, torch.tensor([0.1, 0.4, 0.5]), "the weights of a path with one bump")
 pivots, _, values = on_a_line([0.0, 1.0, 3.0, 4.0], polyline((0, 0), (1, 1), (2.4, 2), (3, 0.6), (4, 0)))
 new = insert(pivots, torch.tensor([0.6, 0.3, 0.1]).double(), values)[1]
 same(new, torch.tensor([0.6, 0.21, 0.09, 0.1]), "weights that differ from the present lengths")
@@ -736,9 +780,9 @@ say(f"Data loss {data_loss(xor_start):.4f}, with the penalty {data_loss(xor_star
 
 
 # %% [markdown]
-# Write `hand_over`: a list of at most eight states, that is, of seven steps. It begins with the given state and ends with `exchanged(start, i, j)`, so that the unit `spare` is free again. On the straight line from each state to the next, the *function* of the network does not change. Two facts are all you need: what may you change about a unit whose $v_j$ is zero, and what may you change about two units with equal $w$ and $b$?
+# Write `hand_over` (1 point): a list of at most eight states, that is, of seven steps. It begins with the given state and ends with `exchanged(start, i, j)`, so that the unit `spare` is free again. On the straight line from each state to the next, the *function* of the network does not change. Two facts are all you need, and the chapter uses both: what you may change about a unit whose $v_j$ is zero, and about two units with equal $w$ and $b$.
 #
-# Then `turn_over`: tanh is odd, so that $(-w_i,-b_i,-v_i)$ in place of $(w_i,b_i,v_i)$ gives the same function as well. Lead the given state there, again with the help of a free unit, in at most six states.
+# Then `turn_over` (2 points), which the chapter does not show: tanh is odd, so that $(-w_i,-b_i,-v_i)$ in place of $(w_i,b_i,v_i)$ gives the same function as well. Lead the given state there, again with the help of a free unit, in at most six states. The straight line to it will not do: halfway the unit is gone. The first of the two points is for a way that turns the unit and keeps the function, the second for one of at most six states that also sets the spare unit free again.
 #
 # Leave the given state as it is.
 
@@ -793,13 +837,6 @@ def check_constant(chain, x):
     assert steps.max() < 1e-6, f"step {worst + 1} is the first to change the function, by {steps[worst]:.1e}"
 
 
-def check_exchange(chain, start, i, j):
-    """Raise unless the list of states begins at start and the units i and j are exchanged in its last one."""
-    for name in ("weight", "bias", "out"):
-        same(chain[0][name], start[name], f"'{name}' of your first state")
-        same(chain[-1][name][[i, j]], start[name][[j, i]], f"'{name}' of the two units in your last state")
-
-
 def random_state(seed, units, dim):
     """A network of random units and a free one at the end."""
     source = runtime.generator(seed)
@@ -807,46 +844,56 @@ def random_state(seed, units, dim):
     return free_unit({"weight": w, "bias": b, "out": v, "offset": torch.tensor(0.3).double()})
 
 
-# %% nbgrader={"grade": true, "grade_id": "units_ends", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-kept = {name: value.clone() for name, value in xor_start.items()}
+# %% nbgrader={"grade": true, "grade_id": "units_exchanged", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+kept = copied(xor_start)
 chain = hand_over(xor_start, 0, 1, 2)
 assert all(torch.equal(xor_start[name], kept[name]) for name in kept), "hand_over changes the state that it gets"
 check_ends(chain, xor_start, exchanged(xor_start, 0, 1), most=8)
-### BEGIN HIDDEN TESTS
-other = exchanged(random_state(50, 5, 3), 0, 5)
-check_ends(hand_over(other, 4, 2, 0), other, exchanged(other, 4, 2), most=8)
-### END HIDDEN TESTS
-
-# %% nbgrader={"grade": true, "grade_id": "units_constant", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-chain = hand_over(xor_start, 0, 1, 2)
-check_exchange(chain, xor_start, 0, 1)
-along = data_loss(dense_states(chain))
-assert along.max() - along.min() < 1e-6, (
-    f"along your states the data loss goes from {along.min():.4f} to {along.max():.4f}"
-)
 check_constant(chain, xor_x)
 ### BEGIN HIDDEN TESTS
-other = random_state(51, 6, 4)
-chain = hand_over(other, 1, 4, 6)
-check_exchange(chain, other, 1, 4)
-check_constant(chain, torch.randn(40, 4, generator=runtime.generator(52)).double())
+other = exchanged(random_state(50, 5, 3), 0, 5)
+chain = hand_over(other, 4, 2, 0)
+check_ends(chain, other, exchanged(other, 4, 2), most=8)
+check_constant(chain, torch.randn(40, 3, generator=runtime.generator(51)).double())
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "units_turned", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 def turned_over(state, i):
+    """The state with w, b and v of unit i multiplied by -1."""
     sign = torch.ones(len(state["out"])).double()
     sign[i] = -1
     return {n: v if not v.ndim else sign.view(-1, *[1] * (v.ndim - 1)) * v for n, v in state.items()}
 
 
+def check_turned(chain, start, i):
+    """Raise unless the list of states begins at start and unit i is turned over in its last one."""
+    assert chain is not None and len(chain) >= 2, "you return no list of states"
+    for name in ("weight", "bias", "out"):
+        same(chain[0][name], start[name], f"'{name}' of your first state")
+        same(chain[-1][name][i], -start[name][i], f"'{name}' of the turned unit in your last state")
+
+
+kept = copied(xor_start)
+chain = turn_over(xor_start, 1, 2)
+assert all(torch.equal(xor_start[name], kept[name]) for name in kept), "turn_over changes the state that it gets"
+check_turned(chain, xor_start, 1)
+check_constant(chain, xor_x)
+### BEGIN HIDDEN TESTS
+other = random_state(52, 6, 4)
+chain = turn_over(other, 3, 6)
+check_turned(chain, other, 3)
+check_constant(chain, torch.randn(40, 4, generator=runtime.generator(53)).double())
+### END HIDDEN TESTS
+
+# %% nbgrader={"grade": true, "grade_id": "units_turned_ends", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 chain = turn_over(xor_start, 1, 2)
 check_ends(chain, xor_start, turned_over(xor_start, 1), most=6)
 check_constant(chain, xor_x)
 ### BEGIN HIDDEN TESTS
-other = random_state(53, 4, 3)
-chain = turn_over(other, 0, 4)
-check_ends(chain, other, turned_over(other, 0), most=6)
-check_constant(chain, torch.randn(40, 3, generator=runtime.generator(54)).double())
+other = exchanged(random_state(54, 4, 3), 1, 4)
+chain = turn_over(other, 2, 1)
+check_ends(chain, other, turned_over(other, 2), most=6)
+check_constant(chain, torch.randn(40, 3, generator=runtime.generator(55)).double())
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -883,7 +930,9 @@ say(f"Highest loss with penalty: {top[0]:.3f} on the straight line, {top[1]:.4f}
 #
 # A colleague writes: *"Our AutoNEB run joined two ResNets by a path on which the training loss never exceeds that of the worse end by more than 0.01. Hence there are no barriers in this loss landscape, and all minima are equally good. On the straight line the loss goes up to 2. For a third network our search ended at a saddle of 0.8, so this one is separated by a barrier."*
 #
-# Say in at most 250 words what these runs prove and what they do not. Take up at least: whom "no barriers" speaks about, if the path was found by optimisation; what is known about the test error; how batch normalisation must have been treated for the numbers to mean anything; and what the run cost in gradients, compared with what.
+# Say in at most 250 words what these runs prove and what they do not. Take up at least these questions. What does the path found for the first pair prove, what the failed search for the third network? About which minima does "no barriers" speak, if each of them was found by training? What is known about the test error? How must the loss have been evaluated, and batch normalisation treated, for the numbers to mean anything? What did the run cost in gradients, compared with what?
+#
+# One point is for what a found path, a failed search and a single pair prove; one for how the numbers must have been measured; one for the cost, fairly compared, and one more limit of the colleague's conclusion.
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "flat_path", "locked": false, "points": 3, "schema_version": 3, "solution": true, "task": false}
 # *One answer.*

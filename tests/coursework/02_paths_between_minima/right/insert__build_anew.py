@@ -5,7 +5,7 @@ def insert(pivots, weights, values, most=2, threshold=0.1):
     v = values.numpy()
     n = len(pivots) - 1
     m = (len(v) - 1) // n
-    span = np.ptp(v[::m])
+    span = np.ptp(v[::m]) + 1e-12
     found = []
     for i in range(n):
         piece = v[i * m : (i + 1) * m + 1]

@@ -24,8 +24,8 @@ def hand_over(start, i, j, spare):
 
 
 def turn_over(start, i, spare):
-    chain = [start]
-    for giver, taker, sign in ((i, spare, -1), (spare, i, 1)):
-        chain.append(with_input(chain[-1], taker, giver, sign))
-        chain.append(with_output(chain[-1], giver, taker, sign))
-    return [*chain, freed(chain[-1], spare)]
+    """The spare unit keeps the place while unit i turns its inputs; then i takes the output back, turned."""
+    lent = with_output(with_input(start, spare, i), i, spare)
+    turned = with_input(lent, i, i, sign=-1)
+    back = with_output(turned, spare, i, sign=-1)
+    return [start, with_input(start, spare, i), lent, turned, back, freed(back, spare)]

@@ -6,7 +6,7 @@ def insert(pivots, weights, values, most=2, threshold=0.1):
     share = torch.arange(1, steps).double() / steps
     inside = values[:-1].view(segments, steps)[:, 1:]
     linear = heights[:-1, None] * (1 - share) + heights[1:, None] * share
-    excess, place = ((inside - linear) / (values.max() - values.min())).max(dim=1)
+    excess, place = ((inside - linear) / (values.max() - values.min() + 1e-12)).max(dim=1)
     chain, lengths = list(pivots), list(weights)
     for i in sorted(excess.argsort(descending=True)[:most].tolist(), reverse=True):
         if excess[i] > threshold:

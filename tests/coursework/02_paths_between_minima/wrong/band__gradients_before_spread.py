@@ -11,11 +11,11 @@ def spread(pivots):
 
 
 def relax(pivots, loss, force, num_steps, lr):
-    pivots = spread(pivots)
+    """Applies the gradients of the old places at the new ones."""
     for _ in range(num_steps):
         pivots = pivots.detach().clone().requires_grad_()
         values = loss(pivots)
         gradients = torch.autograd.grad(values.sum(), pivots)[0]
-        pivots = pivots.detach().clone()
+        pivots = spread(pivots.detach())
         pivots[1:-1] += lr * force(pivots, values.detach(), gradients)
-    return pivots
+    return spread(pivots)

@@ -1,7 +1,8 @@
-# loses: 1
+# loses: 2
 def with_input(state, unit, like, sign=1):
+    """Turns the weights over, but not the bias."""
     new = {name: value.clone() for name, value in state.items()}
-    new["weight"][unit], new["bias"][unit] = sign * state["weight"][like], sign * state["bias"][like]
+    new["weight"][unit], new["bias"][unit] = sign * state["weight"][like], abs(sign) * state["bias"][like]
     return new
 
 
@@ -17,10 +18,10 @@ def freed(state, unit):
 
 
 def hand_over(start, i, j, spare):
-    """A unit takes over another one's inputs and outputs in a single step."""
     chain = [start]
     for giver, taker in ((i, spare), (j, i), (spare, j)):
-        chain.append(with_output(with_input(chain[-1], taker, giver), giver, taker))
+        chain.append(with_input(chain[-1], taker, giver))
+        chain.append(with_output(chain[-1], giver, taker))
     return [*chain, freed(chain[-1], spare)]
 
 
