@@ -1221,7 +1221,7 @@ for pair, found in enumerate(paths):
         noise = torch.randn(loss.dim, generator=runtime.generator(seed + pair)).to(here)
         for name, direction in (("path", towards - here), ("straight line", other - here), ("random", noise)):
             ratios[name].append((rayleigh_quotient(at, here, direction) / largest).item())
-curvature = {name: sum(values) / len(values) for name, values in ratios.items()}
+curvature = {name: sum(map(abs, values)) / len(values) for name, values in ratios.items()}
 
 # %% [markdown]
 # **What to look for.** Left: the part of the spectrum on the floor. Right: ten dots a row; is the path's direction flatter than any direction, and than the line's?
@@ -1244,7 +1244,7 @@ plt.show()
 
 # %%
 say(
-    "Mean curvature relative to the largest eigenvalue: "
+    "Mean size of the curvature relative to the largest eigenvalue: "
     + ", ".join(f"{name} {value:.1e}" for name, value in curvature.items())
     + "."
 )

@@ -739,7 +739,7 @@ def _():
         """Mean curvature along a direction over that along a random one."""
         each = [quotient(value, place[0], direction(*place, v)) for place, v in zip(places, top, strict=True)]
         anywhere = [rayleigh_quotient(value, place[0], v) for place, v in zip(places, noise, strict=True)]
-        return torch.stack(each).mean() / torch.stack(anywhere).mean()
+        return torch.stack(each).abs().mean() / torch.stack(anywhere).abs().mean()
 
     def batch_gradient(here, *_):
         return value_and_gradient(loss, here[None], x[:64], y[:64])[1][0]
