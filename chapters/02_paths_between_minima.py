@@ -237,9 +237,8 @@ claim
 from refimpl.landscape import CURVY_VALLEY_MINIMA, curvy_valley, nudged_elastic_band, value_and_gradient
 
 valley_ends = torch.tensor(CURVY_VALLEY_MINIMA, dtype=torch.float64)
-uneven = (
-    torch.linspace(0, 1, 16).double()[:, None] ** 1.2
-)  # with an even start, symmetry leaves the outcome to rounding
+# Uneven spacing: with an even start, symmetry would leave the outcome to rounding.
+uneven = torch.linspace(0, 1, 16).double()[:, None] ** 1.2
 valley_line = torch.lerp(*valley_ends, uneven)
 
 
@@ -537,6 +536,8 @@ for pair in range(MLP["pairs"]):
         f"test error: worse end {worse_error[pair]:.1f} %, line {on_line_error[pair]:.1f} %, AutoNEB {on_path_error[pair]:.1f} %; "
         f"path {path_length(paths[pair].pivots) / (ends[pair, 1] - ends[pair, 0]).norm():.2f} times as long as the line."
     )
+gone = int((on_path <= 1.25 * worse_end + 0.01).sum())
+say(f"The saddle is at most 1.25 times the worse end plus 0.01 nats for {gone} of {MLP['pairs']} pairs.")
 say(
     "What does inserting contribute? The first pair with the same cycles, but no pivot ever inserted: "
     + ", ".join(f"{c.saddle:.4f}" for c in never.cycles)
@@ -1158,7 +1159,7 @@ claim("NB-16", detour_high)
 #
 # Scaling a unit's incoming weights by $c$ and its outgoing ones by $1/c$ changes nothing either, but that path is curved. Where the gradient is not zero, the second term of the equation counts: we train with the penalty $\frac\lambda2\|\theta\|^2$, so that at its minimum $\nabla L=-\lambda\theta$ for the loss $L$ of the data alone, and the scaling directions have curvature exactly $\lambda$.
 #
-# In a network small enough for its whole Hessian, we count eigenvalues of the data's loss. It is trained with L-BFGS to the bottom, with $\lambda=10^{-3}$.
+# In a network small enough for its whole Hessian, we count eigenvalues of the data's loss. It is trained with L-BFGS, with $\lambda=10^{-3}$.
 
 # %%
 from torch.func import vmap
@@ -1332,8 +1333,8 @@ plt.show()
 #
 # **Change it, break it.** Predict first, then try:
 #
-# - `schedule=[(80, 0.1)]` for the first pair: one cycle, three pivots. What does the first picture look like then?
-# - `spring=1.0` in `auto_neb`: does the saddle change?
+# - `schedule=[(80, 0.1)]` in the first call of `find_path`: one cycle, three inner pivots. What does the first picture look like then?
+# - `spring=1.0` in the same call: does the saddle change?
 # - `MLP` width 4: what happens to the straight line, and to the path?
 # - `weight_decay=0` in `options` while the minima keep theirs: which way does the path's loss go, and why?
 #
@@ -1392,10 +1393,11 @@ for pair, (a, b) in enumerate(ends):
     schedule = [(80, 0.1)] * 2 + [(80, 0.01)]
     found = find_path(f"few-{pair}", loss, a, b, schedule, data=few, batch_size=40)
     track = between(found.pivots, 9)[1]
-    rows.append((loss.evaluate(track, *few)["loss"].max().item(), *highest(track)))
-seen, everywhere, wrong = torch.tensor(rows).T
+    on_few = loss.evaluate(track, *few)["loss"]
+    rows.append((on_few[[0, -1]].max().item(), on_few.max().item(), *highest(track)))
+few_end, seen, everywhere, wrong = torch.tensor(rows).T
 say(
-    f"Highest loss on the 40 images that the band saw: {seen.min():.3f} to {seen.max():.3f} nats, no more than at the ends. On all training images: {everywhere.min():.2f} to {everywhere.max():.2f} nats "
+    f"On the 40 images that the band saw, the path is at most {(seen - few_end).max():.4f} nats above its worse end. On all training images: {everywhere.min():.2f} to {everywhere.max():.2f} nats "
     f"(straight lines: {on_line.min():.2f} to {on_line.max():.2f}). Test error at most {wrong.min():.0f} to {wrong.max():.0f} %, against {worse_error.max():.1f} % at the ends."
 )
 
@@ -1408,7 +1410,7 @@ say(
 #
 # ## At full size
 #
-# At full size the digits' networks get the paper's schedule (14 cycles, 16,000 steps), ten minima are mapped with all 45 pairs, and the batch-norm part runs ResNet-20 and DenseNet-40-12 on CIFAR-10 with a reduced schedule. Expect hours rather than minutes on one data-centre GPU (it has not been timed yet); training, bands and curves resume where they were interrupted:
+# At full size the digits' networks get the paper's schedule (14 cycles, 16,000 steps), ten minima are mapped with all 45 pairs, and the batch-norm part runs a plain CNN, ResNet-20 and DenseNet-40-12 on CIFAR-10 with a reduced schedule. Expect hours rather than minutes on one data-centre GPU (it has not been timed yet); training, bands and curves resume where they were interrupted:
 #
 # `make full CHAPTER=02`
 #

@@ -11,7 +11,6 @@ from refimpl.landscape.alignment import (
     chain_permutations,
     matching_objective,
     permute,
-    residual_permutations,
     weight_matching,
 )
 from refimpl.nets import cnn, mlp, resnet, siren
@@ -108,7 +107,7 @@ def test_the_inverse_undoes_it_and_two_in_a_row_are_one(name):
 @pytest.mark.parametrize("name", NETS)
 def test_a_planted_permutation_is_found(name, seed, dtype):
     net = network(name, seed, dtype)
-    spec, state = residual_permutations(net), net.state_dict()
+    spec, state = chain_permutations(net), net.state_dict()
     planted = random_permutations(net, spec, seed + 10)
     moving = permute(state, spec, planted)
     tries = [weight_matching(spec, state, moving, generator=runtime.generator(k)) for k in range(5)]
@@ -122,7 +121,7 @@ def test_a_planted_permutation_is_found(name, seed, dtype):
 
 def test_entries_name_who_orders_an_axis():
     net = resnet(10, in_channels=1, width=2, stages=2, num_classes=3)
-    spec = residual_permutations(net)
+    spec = chain_permutations(net)
     stream, next_stream, inner = "conv", "stages.1.0.shortcut", "stages.1.0.conv1"
     assert spec["conv.weight"] == (stream, None, None, None)
     assert spec["stages.0.1.conv2.weight"] == (stream, "stages.0.1.conv1", None, None)

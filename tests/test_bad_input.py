@@ -38,6 +38,7 @@ from refimpl.training import fit
 
 F64 = torch.float64
 NAN = math.nan
+torch.manual_seed(0)  # some random networks this small are constant, which is another error
 net, two_outputs, on_plane = mlp(1, 1, width=3, depth=2), mlp(1, 2, width=3, depth=2), mlp(2, 1, width=3, depth=2)
 line, points, matrix = torch.zeros(8), torch.zeros(8, 1), torch.eye(8)
 bad_line, bad_points, bad_matrix = line + NAN, points + NAN, matrix + NAN

@@ -16,7 +16,7 @@ from refimpl._checks import check_sizes
 from refimpl.nets import Sine
 from refimpl.nets.convolutional import BasicBlock
 
-__all__ = ["chain_permutations", "matching_objective", "permute", "residual_permutations", "weight_matching"]
+__all__ = ["chain_permutations", "matching_objective", "permute", "weight_matching"]
 
 Axis = str | tuple[str, int] | None
 Spec = dict[str, tuple[Axis, ...]]
@@ -89,9 +89,6 @@ def chain_permutations(network: nn.Sequential) -> Spec:
         seen.add(part)
     # The last group are the outputs, which keep their order.
     return {name: tuple(None if _split(axis)[0] == group else axis for axis in axes) for name, axes in spec.items()}
-
-
-residual_permutations = chain_permutations  # a residual block is a link of the chain
 
 
 def _parts(network: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
