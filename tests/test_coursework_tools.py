@@ -125,7 +125,7 @@ def test_a_release_that_differs_or_leaks_is_found(course):
 
 
 def test_round_trip_tells_right_from_wrong_and_reports_what_does_not_fit(made):
-    done = call(made, "roundtrip", PATH="/usr/bin:/bin")
+    done = call(made, "roundtrip", "--each", PATH="/usr/bin:/bin")
     lines = done.stdout.splitlines()
     assert done.returncode == 1, done.stdout + done.stderr
     table = {line[2:23].strip(): line[23:].split()[:2] for line in lines[2:] if line.startswith("  ")}
@@ -156,11 +156,30 @@ def test_answer_files_need_names_that_the_sheet_knows(course):
     (folder / "cubed__y.py").write_text("# loses: much\npass\n")
     sheet = grading.read_sheet(course / "solutions" / NAME / f"{NAME}.ipynb")
     blank = (course / "exercises" / NAME / f"{NAME}.ipynb").read_text()
-    found, problems = coursework.submissions(course, sheet, blank)
+    found, problems = coursework.submissions(course, sheet, blank, each=True)
     assert len(found) == 4 + len(RIGHT) + len(WRONG)
     assert "wrong/halve__x.py: no automatic task 'halve', expected TASK__label.py" in problems
     assert "wrong/cubed__x.py: '# loses:' names 'halve', tasks are double, cubed" in problems
     assert any(line.startswith("wrong/cubed__y.py: ") for line in problems)
+
+
+def test_answers_to_different_tasks_share_a_submission_unless_one_costs_points_elsewhere(course):
+    sheet = grading.read_sheet(course / "solutions" / NAME / f"{NAME}.ipynb")
+    blank = (course / "exercises" / NAME / f"{NAME}.ipynb").read_text()
+    shared = {s.student: s for s in coursework.submissions(course, sheet, blank)[0][4:]}
+    assert {name: (s.answers, s.loses) for name, s in shared.items()} == {
+        "right 1": ({"double": "times"}, {}),
+        "wrong double: zero": ({"double": "zero"}, {"double": 2.0, "cubed": 3.0}),
+        "wrong 1": ({"cubed": "half", "double": "right"}, {"cubed": 1.0, "double": None}),
+    }
+    both = nbformat.reads(shared["wrong 1"].notebook, as_version=4)
+    code = {cell.metadata.get("nbgrader", {}).get("grade_id"): cell.source for cell in both.cells}
+    assert code["double"] == WRONG["double__right"] and code["cubed"] == WRONG["cubed__half"]
+    graded = grading.Graded("wrong 1", {"double_test": 2.0, "double_sign": 1.0, "check_power": 2.0})
+    assert coursework.judge(sheet, shared["wrong 1"], graded) == (
+        ["3!", "2"],
+        ["wrong 1: task double (right) got 3 of 3, expected some points lost"],
+    )
 
 
 def test_points_that_another_task_loses_are_reported(course):

@@ -15,6 +15,10 @@ tests/coursework/NN_name/:
 The file replaces the code of the solution cell with grade_id TASK in the solved sheet. A first line ``# loses: 2``
 says exactly how many points go; ``# loses: all, other=1`` also names another task that must lose some, where one task
 builds on another. Each automatic task needs at least three wrong answers and one right one.
+
+A submission costs seconds, so answers to different tasks share one: the first answer of each task, the second of each,
+and so on. Points are still compared task by task. ``--each`` hands in every answer by itself, to see which one it was
+if a shared submission does not get the points that it should.
 """
 
 import argparse
@@ -37,11 +41,15 @@ WRONG_ANSWERS, RIGHT_ANSWERS = 3, 1
 
 @dataclass
 class Submission:
-    """A submission to hand in and what it must lose: task -> points, or None for any points at all."""
+    """A submission to hand in and what it must lose: task -> points, or None for any points at all.
+
+    ``answers`` are the labels of the answers that take the place of the solution, by task.
+    """
 
     student: str
     notebook: str
     loses: dict[str, float | None] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
 
 
 def sheets(root: Path, numbers: list[str] | None = None) -> list[str]:
@@ -118,8 +126,11 @@ def replaced(notebook, sources: dict[str, str]) -> str:
     return nbformat.writes(copy)
 
 
-def submissions(root: Path, sheet: Sheet, blank: str) -> tuple[list[Submission], list[str]]:
-    """All submissions for one sheet (``blank`` is the released notebook) and what is wrong with the answer files."""
+def submissions(root: Path, sheet: Sheet, blank: str, each: bool = False) -> tuple[list[Submission], list[str]]:
+    """All submissions for one sheet (``blank`` is the released notebook) and what is wrong with the answer files.
+
+    Answers to different tasks share a submission, unless ``each`` is to have its own or an answer costs points elsewhere.
+    """
     problems, everything = [], {t.id: t.points for t in sheet.tasks.values()}
     notebook = nbformat.reads(blank, 4)
     nothing = {test: "pass" for task in sheet.tasks.values() for test in task.tests}
@@ -135,6 +146,7 @@ def submissions(root: Path, sheet: Sheet, blank: str) -> tuple[list[Submission],
     for kind, needed in (("right", RIGHT_ANSWERS), ("wrong", WRONG_ANSWERS)):
         folder = root / "tests" / "coursework" / sheet.name / kind
         answers = dict.fromkeys(sheet.tasks, 0)
+        rounds: dict[tuple[bool, int], list[tuple[str, str, str, dict]]] = {}
         for path in sorted(folder.glob("*.py")):
             task, _, label = path.stem.partition("__")
             text = path.read_text(encoding="utf-8").rstrip("\n")
@@ -147,9 +159,14 @@ def submissions(root: Path, sheet: Sheet, blank: str) -> tuple[list[Submission],
                 problems.append(f"{kind}/{path.name}: {error}")
                 continue
             answers[task] += 1
-            found.append(
-                Submission(f"{kind} {task}: {label}", replaced(notebook, sheet.solutions | {task: text}), loses)
-            )
+            alone = each or not set(loses) <= {task}
+            key = (not alone, sum(answers.values()) if alone else answers[task])
+            rounds.setdefault(key, []).append((task, label, text, loses))
+        for (shared, number), members in sorted(rounds.items()):
+            student = f"{kind} {number}" if shared else f"{kind} {members[0][0]}: {members[0][1]}"
+            texts, labels = {t: text for t, _, text, _ in members}, {t: label for t, label, _, _ in members}
+            due = {name: points for *_, loses in members for name, points in loses.items()}
+            found.append(Submission(student, replaced(notebook, sheet.solutions | texts), due, labels))
         problems += [
             f"task {t}: {n} {kind} answers, at least {needed} needed" for t, n in answers.items() if n < needed
         ]
@@ -186,10 +203,12 @@ def judge(sheet: Sheet, submission: Submission, graded: Graded) -> tuple[list[st
         good = lost > 0 if due is None else lost == due
         row.append(f"{score:g}{'' if good else '!'}")
         if not good:
+            shared = len(submission.answers) > 1 and task.id in submission.answers
+            which = f" ({submission.answers[task.id]})" if shared else ""
             expected = "some points lost" if due is None else f"{task.points - due:g}"
             said = "; ".join(f"{t}: {graded.messages[t]}" for t in task.tests if t in graded.messages)
             problems.append(
-                f"{submission.student}: task {task.id} got {score:g} of {task.points:g}, expected {expected}"
+                f"{submission.student}: task {task.id}{which} got {score:g} of {task.points:g}, expected {expected}"
                 + (f" ({said})" if said else "")
             )
     shown = leaked(graded.feedback, sheet.hidden_tests)
@@ -216,7 +235,7 @@ def roundtrip(args: argparse.Namespace) -> int:
         for name in sheets(args.root, args.numbers):
             base = Path(folder) / name
             sheet = read_sheet(args.root / "solutions" / name / f"{name}.ipynb")
-            todo, found = submissions(args.root, sheet, blank_sheet(args.root, base, name))
+            todo, found = submissions(args.root, sheet, blank_sheet(args.root, base, name), args.each)
             found = sheet.problems + found
             one = functools.partial(grade, args.root, base, name, timeout=args.timeout)
             done = workers.map(one, [s.student for s in todo], [s.notebook for s in todo])
@@ -278,6 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("check", help="compare exercises/ with solutions/").set_defaults(call=check)
     one = commands.add_parser("roundtrip", help="grade made-up submissions of each sheet")
     one.add_argument("numbers", nargs="*", metavar="NN")
+    one.add_argument("--each", action="store_true", help="a submission of its own for every answer")
     one.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="submissions at a time")
     one.add_argument("--timeout", type=int, default=60, help="seconds a cell may take")
     one.set_defaults(call=roundtrip)
