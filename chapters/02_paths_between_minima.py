@@ -616,13 +616,12 @@ say(
 # The average loss over $t$ is what this minimises, not the maximum.
 
 # %%
-from refimpl.landscape import BezierCurve, fit_curve
+from refimpl.landscape import BezierCurve, PolygonalChain, fit_curve
 
-curves = []
-for number, pair in enumerate(ends):
-    curve = BezierCurve(*pair).to(device)
+
+def fitted(curve, name):
     fit_curve(
-        curve,
+        curve.to(device),
         loss,
         num_steps=CURVE["steps"],
         points_per_step=CURVE["points"],
@@ -631,12 +630,20 @@ for number, pair in enumerate(ends):
         data=(x, y),
         batch_size=256,
         generator=runtime.generator(seed),
-        checkpoint=checkpoint(f"curve-{number}.pt"),
+        checkpoint=checkpoint(f"{name}.pt"),
     )
-    curves.append(curve)
+    return curve
+
+
+curves = [fitted(BezierCurve(*pair), f"curve-{number}") for number, pair in enumerate(ends)]
+corner = fitted(PolygonalChain(*ends[0]), "corner")
 with torch.no_grad():
     bezier_points = [curve(torch.linspace(0, 1, 61).to(device)) for curve in curves]
+    on_corner, _ = highest(corner(torch.linspace(0, 1, 61).to(device)))
 on_bezier, on_bezier_error = over_pairs(bezier_points)
+say(
+    f"First pair: highest training loss {on_bezier[0]:.4f} nats on the Bezier curve, {on_corner:.4f} on two straight segments with one trained corner, trained alike (`PolygonalChain`)."
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
