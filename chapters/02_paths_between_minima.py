@@ -1419,7 +1419,7 @@ say(
 #
 # At full size the digits' networks get the paper's schedule (14 cycles, 16,000 steps), ten minima are mapped with all 45 pairs, and the batch-norm part runs a plain CNN, ResNet-20 and DenseNet-40-12 on CIFAR-10 with a reduced schedule. Expect hours rather than minutes on one data-centre GPU (it has not been timed yet); training, bands and curves resume where they were interrupted:
 #
-# `make full CHAPTER=02`
+# `make full CHAPTER=02`, or where Jupyter is not installed `REFIMPL_SIZE=full python chapters/02_paths_between_minima.py`
 #
 # CIFAR-10 is not part of the course. Put `cifar-10-binary.tar.gz` where the chapter's message says, or fetch it with `python -c "from refimpl.data import cifar; cifar(download=True)"`; without it the chapter takes digits enlarged to 32 x 32 instead, and the record says so.
 #

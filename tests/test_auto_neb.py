@@ -133,7 +133,12 @@ def problem():
 
 
 def run(folder, loss, ends, data, seed=1):
-    options = dict(momentum=0.9, weight_decay=1e-3, batch_size=20, generator=runtime.generator(seed))
+    source = runtime.generator(seed)
+
+    def augment(x, *rest):  # its numbers come from the generator whose state the checkpoints hold
+        return x + 0.1 * torch.randn(x.shape, dtype=x.dtype, generator=source), *rest
+
+    options = dict(momentum=0.9, weight_decay=1e-3, batch_size=20, transform=augment, generator=source)
     return auto_neb(*ends, loss, schedule=[(8, 0.3)] * 3, num_between=3, data=data, checkpoint=folder, **options)
 
 
