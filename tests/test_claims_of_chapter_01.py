@@ -9,49 +9,23 @@ import math
 
 import pytest
 import torch
+from claim_cases import ClaimCases
 from torch import nn
 from torch.nn import functional as F
 
 from refimpl import polytopes, runtime
 from refimpl import spectral_bias as sb
-from refimpl.claims import Claims
 from refimpl.data import digits, flower, grid, radial_noise, sum_of_sines
 from refimpl.nets import FourierFeatures, Stack, mlp, siren
 from refimpl.training import fit
 
-CLAIMS = Claims.declared("01_spectral_bias").claims
-CASES = {}
+case = ClaimCases("01_spectral_bias")
 F64 = torch.float64
 
 
-def case(id):
-    """Register the experiment of a claim: it returns the right measurement, and one a fault by its name."""
-    return lambda measure: CASES.setdefault(id, measure)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only lose by being shared between threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def numbers(value):
-    return torch.as_tensor(value, dtype=F64).flatten().tolist()
-
-
-@pytest.mark.parametrize("id", CLAIMS)
+@pytest.mark.parametrize("id", case.claims)
 def test_criterion_tells_the_right_measurement_from_the_faulty(id):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        right, faulty = CASES[id]()
-    print(f"{id} {CLAIMS[id].op} {CLAIMS[id].bound}; right:", *(f"{v:.4g}" for v in numbers(right)))
-    for fault, value in faulty.items():
-        print(f"    {fault}:", *(f"{v:.4g}" for v in numbers(value)))
-    assert CLAIMS[id].holds(right)
-    assert [fault for fault, value in faulty.items() if CLAIMS[id].holds(value)] == []
+    case.check(id)
 
 
 def train(networks, x, y, *, steps, lr, every, before_step=lambda stack: None):
