@@ -372,11 +372,13 @@ from refimpl.landscape import path_length
 growing = auto_neb(*valley_ends, curvy_valley, schedule=[(300, 0.02)] * 6, threshold=0.01)
 four = auto_neb(*valley_ends, curvy_valley, schedule=[(300, 0.02)] * 4, num_pivots=4, threshold=0.01)
 valley_error = abs(four.saddle - 1)
+u = torch.linspace(valley_ends[0, 0], valley_ends[1, 0], 2001, dtype=torch.float64)
+sine = torch.trapezoid((1 + u.cos().square()).sqrt(), u)  # length of the valley's bottom line
 say(
     "Highest loss on the path after each cycle: "
     + ", ".join(f"{c.saddle:.4f}" for c in growing.cycles)
     + f"; {len(growing.pivots)} points at the end. Started with four inner pivots, it ends at {four.saddle:.4f}. The path is {path_length(growing.pivots) / valley_ends.diff(dim=0).norm():.2f} times as long as the line "
-    "(the valley itself 1.21 times: a chain of segments is a little shorter than a curve)."
+    f"(the sine {sine / valley_ends.diff(dim=0).norm():.2f} times: a chain of segments is a little shorter than a curve)."
 )
 
 # %%
