@@ -1,0 +1,132 @@
+"""Base densities: where a flow's latents come from. The base decides tails and, for some flows, much more."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from refimpl._checks import check_positive, check_sizes
+
+__all__ = ["Base", "RadialMixture", "StandardNormal", "StudentT"]
+
+
+class Base(nn.Module):
+    """Density of latents: `log_prob(z)` and `sample(shape, generator)`, over events of shape `event_shape`."""
+
+    event_shape: tuple[int, ...]
+
+    def __init__(self, event_shape: Sequence[int]):
+        super().__init__()
+        check_sizes(**{f"event_shape[{i}]": n for i, n in enumerate(event_shape)})
+        self.event_shape = tuple(event_shape)
+        self.register_buffer("like", torch.zeros(()), persistent=False)  # carries dtype and device
+
+    def log_prob(self, z: Tensor) -> Float[Tensor, "*batch"]:
+        """log p_Z(z) in nats, shape (*batch,)."""
+        raise NotImplementedError
+
+    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Latents of shape (*shape, *event_shape)."""
+        raise NotImplementedError
+
+    def _normal(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        where = generator.device if generator else self.like.device
+        noise = torch.randn(*shape, *self.event_shape, dtype=self.like.dtype, device=where, generator=generator)
+        return noise.to(self.like.device)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return x.flatten(-len(self.event_shape)).sum(-1)
+
+
+class StandardNormal(Base):
+    """N(0, I).
+
+    >>> StandardNormal([2]).log_prob(torch.zeros(2))
+    tensor(-1.8379)
+    """
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return -0.5 * self._sum(z.square() + math.log(2 * math.pi))
+
+    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        return self._normal(shape, generator)
+
+
+class RadialMixture(Base):
+    """sum_k pi_k N(0, sigma_k^2 I) with learned weights and widths: any decreasing profile of heights, spheres as level sets.
+
+    Args:
+        dim: number of features.
+        num_components: how many widths, spread evenly on a logarithmic scale at the start.
+        spread: ratio of the largest initial width to the smallest.
+
+    Source: the repair of volume-preserving flows in Draxler et al. 2024 (arXiv 2402.06578), Sec. 4.
+    """
+
+    def __init__(self, dim: int, num_components: int = 4, spread: float = 10.0):
+        super().__init__([dim])
+        check_sizes(num_components=num_components)
+        check_positive("spread", spread)
+        half = 0.5 * math.log(spread)
+        self.log_width = nn.Parameter(torch.linspace(-half, half, num_components))
+        self.logits = nn.Parameter(torch.zeros(num_components))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        dim = self.event_shape[0]
+        radius = z.square().sum(-1, keepdim=True) * (-2 * self.log_width).exp()
+        heights = self.logits.log_softmax(0) - dim * (self.log_width + 0.5 * math.log(2 * math.pi))
+        return torch.logsumexp(heights - 0.5 * radius, -1)
+
+    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        noise = self._normal(shape, generator)
+        where = generator.device if generator else noise.device
+        weights = self.logits.detach().softmax(0).to(where)
+        which = torch.multinomial(weights, max(1, math.prod(shape)), replacement=True, generator=generator)
+        which = which[: math.prod(shape)].view(*shape, 1).to(noise.device)
+        return noise * self.log_width.exp()[which]
+
+
+class StudentT(Base):
+    """Independent Student-t features with degrees of freedom nu_j, learned or fixed; nu = inf gives the normal.
+
+    Args:
+        df: degrees of freedom of every feature, shape (dim,), each > 0; `math.inf` marks a normal feature.
+        learned: whether the finite ones are trained (on a logarithmic scale).
+
+    Raises:
+        ValueError: if a value is not > 0.
+
+    Source: Laszkiewicz, Lederer, Fischer 2022 (marginal tail-adaptive flows), base distribution.
+    """
+
+    def __init__(self, df: Sequence[float] | Tensor, *, learned: bool = True):
+        df = torch.as_tensor(df, dtype=torch.get_default_dtype())
+        super().__init__(df.shape)
+        if df.ndim != 1 or not (df > 0).all():
+            raise ValueError(f"df: got {df.tolist()}, expected a list of degrees of freedom > 0, one a feature")
+        self.register_buffer("heavy", df.isfinite())
+        self.log_df = nn.Parameter(df[self.heavy].log(), requires_grad=learned)
+
+    @property
+    def df(self) -> Float[Tensor, " dim"]:
+        """Degrees of freedom of every feature, inf where it is normal."""
+        df = torch.full(self.event_shape, math.inf, dtype=self.log_df.dtype, device=self.log_df.device)
+        return df.masked_scatter(self.heavy, self.log_df.exp())
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        nu, t = self.log_df.exp(), z[..., self.heavy]
+        constant = torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2) - 0.5 * (math.pi * nu).log()
+        tails = constant - (nu + 1) / 2 * torch.log1p(t.square() / nu)
+        normal = -0.5 * (z[..., ~self.heavy].square() + math.log(2 * math.pi))
+        return tails.sum(-1) + normal.sum(-1)
+
+    def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Latents (*shape, dim). The divisor is drawn without gradient in nu."""
+        normal, nu = self._normal(shape, generator), self.log_df.detach().exp()
+        where = generator.device if generator else normal.device
+        # A chi-squared variable with nu degrees of freedom is twice a Gamma(nu / 2) one.
+        gamma = torch._standard_gamma((nu / 2).to(where).expand(*shape, len(nu)).contiguous(), generator=generator)
+        scale = (nu / (2 * gamma.to(normal.device))).sqrt()
+        return normal.masked_scatter(self.heavy.expand_as(normal), normal[..., self.heavy] * scale)
