@@ -114,10 +114,19 @@ def test_a_module_holds_one_idea(module):
     assert ast.get_docstring(TREES[module])
 
 
+def lines_of_code(module):
+    """Lines that are neither blank nor comment nor docstring."""
+    text, written = FILES[module].read_text(encoding="utf-8").splitlines(), set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            written |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return sum(bool(line.strip()) and line.strip()[0] != "#" for i, line in enumerate(text, 1) if i not in written)
+
+
 def test_the_package_stays_compact():
-    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()}
-    print(f"refimpl: {sum(lines.values())} lines in {len(lines)} modules")
-    assert sum(lines.values()) <= 6500
+    lines = sum(lines_of_code(module) for module in FILES)
+    print(f"refimpl: {lines} lines of code in {len(FILES)} modules")
+    assert lines <= 6000
 
 
 @pytest.mark.parametrize("module", [name for name in FILES if not name.rpartition(".")[2].startswith("_")])

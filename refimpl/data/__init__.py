@@ -3,5 +3,17 @@
 from refimpl.data.cifar import augment, cifar
 from refimpl.data.digits import digits
 from refimpl.data.signals import flower, grid, radial_noise, sum_of_sines
+from refimpl.data.toy import GaussianMixture, moons, ring
 
-__all__ = ["augment", "cifar", "digits", "flower", "grid", "radial_noise", "sum_of_sines"]
+__all__ = [
+    "GaussianMixture",
+    "augment",
+    "cifar",
+    "digits",
+    "flower",
+    "grid",
+    "moons",
+    "radial_noise",
+    "ring",
+    "sum_of_sines",
+]

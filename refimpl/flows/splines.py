@@ -37,9 +37,13 @@ class SplineMap(ElementwiseMap):
         self.num_params = 3 * bins - 1
         self.slope_at_zero = math.log(math.expm1(1 - smallest))
 
+    def _raw(self, params: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        raw = params.unflatten(dim, (self.num_params, -1))
+        return raw.split([self.bins, self.bins, self.bins - 1], dim - 1)
+
     def knots(self, params: Tensor, dim: int = -1) -> tuple[Tensor, Tensor, Tensor]:
         """Positions x_k, heights y_k and slopes d_k of the K + 1 knots, each (..., K + 1, n, ...) at dimension `dim - 1`."""
-        w, h, d = params.unflatten(dim, (self.num_params, -1)).split([self.bins, self.bins, self.bins - 1], dim - 1)
+        w, h, d = self._raw(params, dim)
 
         def positions(raw: Tensor) -> Tensor:
             shares = self.smallest + (1 - self.smallest * self.bins) * raw.softmax(dim - 1)
@@ -47,40 +51,67 @@ class SplineMap(ElementwiseMap):
             end = torch.full_like(raw.narrow(dim - 1, 0, 1), self.bound)
             return torch.cat([-end, inner, end], dim - 1)
 
-        one = torch.ones_like(d.narrow(dim - 1, 0, 1)) if self.bins > 1 else torch.ones_like(w)
+        one = torch.ones_like(w.narrow(dim - 1, 0, 1))
         slopes = torch.cat([one, self.smallest + F.softplus(d + self.slope_at_zero), one], dim - 1)
         return positions(w), positions(h), slopes
 
+    def _slopes(self, d: Tensor, k: Tensor, dim: int) -> Pair:
+        """Slopes at the left and right end of bin k; at the ends of the box they are 1."""
+        inner = self.bins - 1
+        ends = torch.cat([k - 1, k], dim - 1)
+        if inner == 0:
+            return torch.ones_like(ends, dtype=d.dtype).unbind(dim - 1)
+        slopes = self.smallest + F.softplus(d.gather(dim - 1, ends.clamp(0, inner - 1)) + self.slope_at_zero)
+        return torch.where((ends < 0) | (ends == inner), 1, slopes).unbind(dim - 1)
+
     def _run(self, points: Tensor, params: Tensor, dim: int, backwards: bool) -> Pair:
-        xs, ys, slopes = self.knots(params, dim)
+        """Only the bin that a point is in is worked out, because tensors of the size of all bins are what costs time."""
+        w, h, d = self._raw(params, dim)
+        w, h = w.softmax(dim - 1), h.softmax(dim - 1)
+        side, free, inner = 2 * self.bound, 1 - self.smallest * self.bins, self.bins - 1
         inside = points.abs() <= self.bound
         # Points outside take part with a safe value, so that the branch not used has finite gradients.
-        at = torch.where(inside, points, 0).unsqueeze(dim - 1)
-        known = ys if backwards else xs
-        k = (at >= known.narrow(dim - 1, 1, self.bins - 1)).sum(dim - 1, keepdim=True)
+        at = torch.where(inside, points, 0)
 
-        def pick(values: Tensor, which: Tensor) -> Tensor:
-            return values.gather(dim - 1, which).squeeze(dim - 1)
+        with torch.no_grad():  # which bin it is has no gradient
+            knots = (h if backwards else w).narrow(dim - 1, 0, inner).cumsum(dim - 1).mul_(side * free)
+            floors = torch.arange(1, self.bins, dtype=at.dtype, device=at.device) * (side * self.smallest) - self.bound
+            passed = at.unsqueeze(dim - 1) >= knots.add_(floors.view(-1, *[1] * -dim))
+            k = passed.sum(dim - 1, keepdim=True)
+            passed = passed.to(at.dtype)
+            floor = k.squeeze(dim - 1).to(at.dtype) * (side * self.smallest) - self.bound
 
-        x0, x1, y0, y1 = pick(xs, k), pick(xs, k + 1), pick(ys, k), pick(ys, k + 1)
-        d0, d1, at = pick(slopes, k), pick(slopes, k + 1), at.squeeze(dim - 1)
-        width, height = x1 - x0, y1 - y0
+        def left_and_size(shares: Tensor) -> Pair:
+            # A masked sum: the gradient of picking from the knots would be a second tensor of the size of all bins.
+            below = (shares.narrow(dim - 1, 0, inner) * passed).sum(dim - 1)
+            own = shares.gather(dim - 1, k).squeeze(dim - 1)
+            return floor + below * (side * free), own * (side * free) + side * self.smallest
+
+        (x0, width), (y0, height), (d0, d1) = left_and_size(w), left_and_size(h), self._slopes(d, k, dim)
         s = height / width
-        bend = d0 + d1 - 2 * s
-        if backwards:
-            # Of the two roots of the quadratic this form stays exact as its leading coefficient goes to 0.
-            a, b, c = height * (s - d0) + (at - y0) * bend, height * d0 - (at - y0) * bend, -s * (at - y0)
-            xi = 2 * c / (-b - (b.square() - 4 * a * c).clamp_min(0).sqrt())
-            out = x0 + xi * width
-        else:
-            xi = (at - x0) / width
-        mix = xi * (1 - xi)
-        denominator = s + bend * mix
-        if not backwards:
-            out = y0 + height * (s * xi.square() + d0 * mix) / denominator
-        log_slope = 2 * (s / denominator).log() + (d1 * xi.square() + 2 * s * mix + d0 * (1 - xi).square()).log()
+        xi = self._root(at - y0, height, s, d0, d1) if backwards else (at - x0) / width
+        xi = xi.clamp(0, 1)  # rounding in a narrow bin must not make a slope negative
+        # With these a and b numerator and denominator of Eqs. (4) and (5) are sums of positive terms.
+        a, b = d0.lerp(s, xi), s.lerp(d1, xi)
+        denominator = b.lerp(a, xi)
+        log_slope = ((s / denominator).square() * a.lerp(b, xi)).log()
+        out = x0 + width * xi if backwards else y0 + height * xi * a / denominator
         out, log_slope = torch.where(inside, out, points), torch.where(inside, log_slope, 0)
         return out, -log_slope if backwards else log_slope
+
+    @staticmethod
+    def _root(rise: Tensor, height: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+        """The xi at which the spline is `rise` above the bin's left knot.
+
+        The root of a xi^2 + b xi + c in Eqs. (6)-(8) can be written in two ways; each time the one is taken that adds
+        numbers of one sign. Where b < 0, a > 0, so that no division is by 0.
+        """
+        bend = rise * (d0 + d1 - 2 * s)
+        a, b, c = height * (s - d0) + bend, height * d0 - bend, -s * rise
+        root = (b.square() - 4 * a * c).clamp_min(0).sqrt()
+        falling = b < 0
+        q = -0.5 * (b + torch.where(falling, -root, root))
+        return torch.where(falling, q, c) / torch.where(falling, a, q)
 
     def forward(self, x: Tensor, params: Tensor, dim: int = -1) -> Pair:
         return self._run(x, params, dim, backwards=False)
