@@ -5,8 +5,9 @@
     python benchmarks/flows.py --json out.json --device cuda
 
 Two things are timed: a training step without the optimiser (log_prob and backward), and sampling without gradients.
-All libraries take turns within every round, in one process, so that a busy machine slows all of them alike; printed are
-medians over the rounds, and ours relative to the bare networks and to the fastest other library.
+All libraries take turns within every round, in one process, so that a busy machine slows all of them alike. Printed are
+medians over the rounds, and the medians of two ratios within a round: ours to the bare networks, and the fastest other
+library to ours.
 
 What is the same: 8 one-sided couplings that move one half of the features each, a ReLU network of 128-128 hidden units
 for each of them that predicts all its parameters at once, splines of 8 bins with linear tails, a standard normal base.
@@ -181,30 +182,35 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # another system
         return
-    for name, value in ((-1, 2**31 - 1), (-3, 2**31 - 1)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    for name, value in ((-1, 2**31 - 1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
         libc.mallopt(name, value)
 
 
-def milliseconds(work: Callable, device: torch.device) -> float:
-    """Wall time of one call."""
+def milliseconds(work: Callable, device: torch.device, clock: Callable[[], float]) -> float:
+    """Time of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (clock() - start)
 
 
-def measure(works: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of every library; they take turns, and a first round warms up."""
+def measure(works: dict[str, Callable], rounds: int, *how) -> dict[str, list[float]]:
+    """Milliseconds of every library in every round; they take turns, and a first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for i in range(rounds + 1):
         for name, work in works.items():
-            spent = milliseconds(work, device)
+            spent = milliseconds(work, *how)
             if i:
                 times[name].append(spent)
-    return {name: statistics.median(spent) for name, spent in times.items()}
+    return times
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    """Median of the ratios within a round, in which a busy machine was equally busy for both."""
+    return statistics.median(s / t for s, t in zip(a, b, strict=True))
 
 
 def main() -> None:
@@ -213,6 +219,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", metavar="PATH", help="write the numbers here as well")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, for busy machines; use one thread")
     parser.add_argument("--fresh-memory", action="store_true", help="leave the C library's memory settings alone")
     parser.add_argument("--only", nargs="+", default=["affine", "spline"], choices=["affine", "spline"])
     options = parser.parse_args()
@@ -221,8 +228,12 @@ def main() -> None:
         keep_memory()
     rounds, batches, dims = (1, [32], [2, 4]) if options.quick else (options.rounds, [256, 8192], [2, 64])
 
+    clock = time.process_time if options.cpu_time else time.perf_counter
+
     print(runtime.describe())
-    print(f"{torch.get_num_threads()} threads, {options.device}; ms, median of {rounds} rounds\n")
+    kind_of_time = "CPU time" if options.cpu_time else "wall time"
+    print(f"{torch.get_num_threads()} threads, {options.device}; ms of {kind_of_time}, median of {rounds} rounds")
+    print(f"({5 * rounds} for small batches)\n")
     print("| task | maps | D | batch |", " | ".join(LIBRARIES), "| ours / bare | fastest other / ours |")
     print("|---" * (6 + len(LIBRARIES)) + "|")
     cells = []
@@ -230,12 +241,16 @@ def main() -> None:
         for dim in dims:
             for batch in batches:
                 for task, works in variants(kind, dim, batch, options.device).items():
-                    spent = measure(works, rounds, options.device)
-                    best = min(t for name, t in spent.items() if name not in ("bare", "refimpl"))
-                    columns = [f"{spent[name]:.1f}" if name in spent else "-" for name in LIBRARIES]
-                    ratios = f"{spent['refimpl'] / spent['bare']:.2f} | {best / spent['refimpl']:.2f}"
-                    print(f"| {task} | {kind} | {dim} | {batch} |", " | ".join(columns), f"| {ratios} |", flush=True)
-                    cells.append(dict(task=task, maps=kind, dim=dim, batch=batch, milliseconds=spent))
+                    times = measure(works, rounds if batch > 1000 else 5 * rounds, options.device, clock)
+                    medians = {name: statistics.median(spent) for name, spent in times.items()}
+                    columns = [f"{medians[name]:.1f}" if name in medians else "-" for name in LIBRARIES]
+                    ours = times["refimpl"]
+                    to_bare = ratio(ours, times["bare"])
+                    ahead = min(ratio(t, ours) for name, t in times.items() if name not in ("bare", "refimpl"))
+                    row = [task, kind, str(dim), str(batch), *columns, f"{to_bare:.2f}", f"{ahead:.2f}"]
+                    print("|", " | ".join(row), "|", flush=True)
+                    cell = dict(task=task, maps=kind, dim=dim, batch=batch, milliseconds=medians)
+                    cells.append(dict(cell, ours_to_bare=to_bare, fastest_other_to_ours=ahead))
     if options.json:
         with open(options.json, "w") as file:
             setting = dict(torch=torch.__version__, threads=torch.get_num_threads(), device=str(options.device))

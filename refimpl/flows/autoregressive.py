@@ -24,7 +24,7 @@ class _MaskedLinear(nn.Linear):
 
 
 class MADE(nn.Module):
-    """Network whose outputs for feature i see only the context and the features before i; its last layer starts at zero.
+    """Network whose outputs for feature i see only the context and the features before i; it starts at zero.
 
     Every unit has a degree: the place of a feature in the order (1 ... dim), 0 for the context, and for a hidden unit
     the last place it may see. A hidden unit listens to units of at most its own degree, the output for the feature at
@@ -147,7 +147,7 @@ def maf(
 
 
 def iaf(dim: int, num_layers: int, tau: ElementwiseMap | None = None, **settings) -> Inverse:
-    """Inverse autoregressive flow: `maf` the other way round. Fast sampling (and density of its own samples), slow density.
+    """Inverse autoregressive flow: `maf` the other way round. Fast samples with their density, slow density of others.
 
     The arguments are those of `maf`. `AffineMap(gate="sigmoid")` has the paper's gated scale.
 

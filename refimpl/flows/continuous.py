@@ -64,7 +64,7 @@ class Continuous(Bijection):
         velocity: Callable | None = None,
         *,
         num_steps: int | None = 20,
-        tolerance: float = 1e-5,
+        tolerance: float | int = 1e-5,
         trace: str = "exact",
         kind: str = "rademacher",
         adjoint: bool = False,

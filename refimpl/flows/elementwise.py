@@ -74,7 +74,8 @@ class AffineMap(ElementwiseMap):
 
     def inverse(self, z: Tensor, params: Tensor, dim: int = -1) -> Pair:
         s, t = self._log_scale_and_shift(params, dim)
-        return (z - t) * (-s).exp(), -s
+        log_slope = -s
+        return (z - t) * log_slope.exp(), log_slope
 
 
 class GINMap(AffineMap):

@@ -106,8 +106,10 @@ class FlowDistribution(Distribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = self.flow.log_prob(value, self.context)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
+        if self.context is not None:  # every value meets every context, as other distributions broadcast
+            value = value.expand(*batch, *self.event_shape)
+        return self.flow.log_prob(value, self.context).expand(batch)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.rsample_and_log_prob(sample_shape)[0]

@@ -6,8 +6,8 @@ therefore said by its covariance, here always brought to unit variances, and the
     L = -1/2 ln det C    for a correlation matrix C.
 
 A layer rotates and rescales. For small L, averaged over Haar-random rotations, it leaves the share dim / (dim + 2) of
-the loss, so that the number of layers grows linearly with the dimension; a coupling block leaves about one half. All
-functions take any number of leading batch dimensions; use float64, for float32 stalls near L = 1e-6.
+the loss, so that the number of layers grows linearly with the dimension; a coupling block (`refimpl.flows.whitening`)
+leaves about one half. Use float64, for float32 stalls near L = 1e-6.
 """
 
 import math
@@ -22,12 +22,9 @@ from refimpl._checks import check_positive, check_sizes, check_tensor
 __all__ = [
     "best_scales",
     "correlation",
-    "coupling_layer",
     "expected_layers",
     "expected_ratio",
     "gain_bounds",
-    "gaussian_layer",
-    "gaussian_loss",
     "haar",
     "layers_to",
     "loss_curve",
@@ -54,75 +51,36 @@ def haar(
 
 
 def correlation(sigma: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch dim dim"]:
-    """The covariance after each coordinate has been divided by its standard deviation."""
+    """A covariance after each coordinate has been divided by its standard deviation: what a layer does to a Gaussian.
+
+    From unit variances and a rotation Q the loss falls by -1/2 sum_i ln (Q sigma Q^T)_ii, which is never negative.
+
+    >>> correlation(torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
+    tensor([[1.0000, 0.5000],
+            [0.5000, 1.0000]])
+    """
     scale = sigma.diagonal(dim1=-2, dim2=-1).rsqrt()
     return sigma * scale.unsqueeze(-1) * scale.unsqueeze(-2)
 
 
-def gaussian_loss(sigma: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch"]:
-    """KL(N(0, sigma) || N(0, I)) = (tr sigma - dim - ln det sigma) / 2, in nats."""
-    check_tensor("sigma", sigma, "(*batch, n, n)")
-    trace = sigma.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (trace - sigma.shape[-1] - torch.logdet(sigma)) / 2
+def expected_ratio(dim: int) -> float:
+    """dim / (dim + 2): mean loss after a layer over that before it, near N(0, I) and for Haar-random rotations.
 
-
-def gaussian_layer(
-    sigma: Float[Tensor, "*batch dim dim"], rotation: Float[Tensor, "*batch dim dim"]
-) -> Float[Tensor, "*batch dim dim"]:
-    """Correlation matrix after a layer of Gaussianization: rotate, then bring every coordinate to unit variance.
-
-    From a correlation matrix, the loss falls by -1/2 sum_i ln (Q sigma Q^T)_ii, which is never negative.
-
-    >>> uncorrelated = gaussian_layer(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([[0.6, 0.8], [-0.8, 0.6]]))
-    >>> uncorrelated.diagonal()
-    tensor([1., 1.])
-    """
-    sigma = rotation @ sigma @ rotation.mT
-    return correlation((sigma + sigma.mT) / 2)
-
-
-def coupling_layer(
-    sigma: Float[Tensor, "*batch dim dim"], rotation: Float[Tensor, "*batch dim dim"]
-) -> Float[Tensor, "*batch dim dim"]:
-    """Correlation matrix after an affine coupling block at its optimum: rotate, then make the second half of the
-    coordinates independent of the first, and bring every coordinate to unit variance.
-
-    Source: Draxler, Schnörr, Köthe 2022 (arXiv 2210.14032).
-    """
-    sigma = rotation @ sigma @ rotation.mT
-    half = sigma.shape[-1] // 2
-    passive, cross = sigma[..., :half, :half], sigma[..., :half, half:]
-    out = torch.zeros_like(sigma)
-    out[..., :half, :half] = passive
-    out[..., half:, half:] = sigma[..., half:, half:] - cross.mT @ torch.linalg.solve(passive, cross)
-    return correlation((out + out.mT) / 2)
-
-
-def expected_ratio(dim: int, active: int | None = None) -> float:
-    """Mean loss after a layer over that before it, for a Gaussian near N(0, I) and Haar-random rotations.
-
-    Args:
-        dim: dimension.
-        active: None for Gaussianization, dim / (dim + 2); for a coupling block the number of its active coordinates,
-            (dim (dim - 1) - 2 active passive) / ((dim - 1) (dim + 2)).
-
-    >>> expected_ratio(48), round(expected_ratio(48, active=24), 3)
-    (0.96, 0.47)
+    >>> expected_ratio(48)
+    0.96
     """
     check_sizes(dim=dim)
-    if active is None:
-        return dim / (dim + 2)
-    return (dim * (dim - 1) - 2 * active * (dim - active)) / ((dim - 1) * (dim + 2))
+    return dim / (dim + 2)
 
 
-def expected_layers(dim: int, factor: float | int, active: int | None = None) -> float:
-    """Layers that divide the loss by `factor`: ln factor / -ln ratio; for Gaussianization about (dim + 1) / 2 * ln factor.
+def expected_layers(dim: int, factor: float | int) -> float:
+    """Layers that divide the loss by `factor`: ln factor / -ln(dim / (dim + 2)), about (dim + 1) / 2 * ln factor.
 
     >>> round(expected_layers(128, 100), 2)
     297.03
     """
     check_positive("factor", factor)
-    return math.log(factor) / -math.log(expected_ratio(dim, active))
+    return math.log(factor) / -math.log(expected_ratio(dim))
 
 
 def gain_bounds(sigma: Float[Tensor, "*batch dim dim"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
@@ -139,30 +97,40 @@ def loss_curve(
     sigma: Float[Tensor, "*batch dim dim"],
     *,
     to: float = 0.01,
-    layer: Callable[[Tensor, Tensor], Tensor] = gaussian_layer,
+    step: Callable[[Tensor], Tensor] = correlation,
     max_layers: int = 10_000,
     generator: torch.Generator | None = None,
-) -> Float[Tensor, "layers *batch"]:
+) -> Float[Tensor, " layers *batch"]:
     """Loss after 0, 1, 2, ... layers with Haar-random rotations, until every run is below the share `to` of its first.
 
     Args:
         sigma: covariances of the runs; the first loss is that after bringing them to unit variances.
         to: where to stop, a share of the first loss.
-        layer: `gaussian_layer` or `coupling_layer`.
+        step: what a layer makes of the rotated covariance: `correlation` for Gaussianization, or for example a
+            `whitening_block`; its result must have unit variances.
         max_layers: where to stop in any case.
         generator: source of the rotations.
+
+    >>> losses = loss_curve(torch.tensor([[1.0, 0.9], [0.9, 1.0]]).double(), to=0.1)
+    >>> round(losses[0].item(), 4), bool((losses.diff() < 0).all())  # -1/2 ln (1 - 0.9^2)
+    (0.8304, True)
     """
     check_tensor("sigma", sigma, "(*batch, n, n)")
     sigma = correlation(sigma)
-    losses, dim = [gaussian_loss(sigma)], sigma.shape[-1]
+    losses, dim, batch = [_loss(sigma)], sigma.shape[-1], sigma.shape[:-2]
     while len(losses) <= max_layers and (losses[-1] > to * losses[0]).any():
-        rotation = haar(dim, *sigma.shape[:-2], generator=generator, dtype=sigma.dtype)
-        sigma = layer(sigma, rotation.to(sigma.device))
-        losses.append(gaussian_loss(sigma))
+        q = haar(dim, *batch, generator=generator, dtype=sigma.dtype).to(sigma.device)
+        sigma = step(q @ sigma @ q.mT)
+        sigma = (sigma + sigma.mT) / 2
+        losses.append(_loss(sigma))
     return torch.stack(losses)
 
 
-def layers_to(losses: Float[Tensor, "layers *batch"], share: float) -> Float[Tensor, "*batch"]:
+def _loss(correlations: Tensor) -> Tensor:
+    return -torch.linalg.cholesky(correlations).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def layers_to(losses: Float[Tensor, " layers *batch"], share: float) -> Float[Tensor, "*batch"]:
     """First layer after which the loss is at most `share` of the first one; inf where it never is.
 
     >>> layers_to(torch.tensor([8.0, 4.0, 2.0, 1.0]), 0.25)

@@ -1,4 +1,4 @@
-"""Linear bijections: normalise the features, rotate them, mix them. For images they act on the channels of each pixel."""
+"""Linear bijections: normalise features, rotate them, mix them; the features of images are the channels of a pixel."""
 
 import math
 
@@ -19,7 +19,7 @@ def random_rotation(dim: int, generator: torch.Generator | None = None) -> Float
     """
     where = generator.device if generator else None
     q, r = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, device=where, generator=generator))
-    return q * r.diagonal().sign()
+    return (q * r.diagonal().sign()).contiguous()  # a file takes no other layout
 
 
 def _positions(x: Tensor, event_ndim: int) -> int:

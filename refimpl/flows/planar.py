@@ -71,7 +71,7 @@ class Planar(Bijection):
 
 
 class Radial(Bijection):
-    """f(x) = x + beta (x - c) / (alpha + r), r = |x - c|, with alpha = e^log_alpha, beta = softplus(raw) - alpha > -alpha.
+    """f(x) = x + beta (x - c) / (alpha + |x - c|), with alpha = e^log_alpha and beta = softplus(raw) - alpha > -alpha.
 
     `forward` is the paper's formula. The paper applies it from latent to sample, which is `Inverse(Radial(dim))`.
     The inverse is in closed form. Context is ignored.

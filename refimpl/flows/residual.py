@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from refimpl._checks import check_sizes
 from refimpl.autodiff import jacobian, log_det_jacobian, probe_vectors
-from refimpl.flows.bijection import Bijection, Chain, Pair
+from refimpl.flows.bijection import Bijection, Chain, Diagonal, Pair
 from refimpl.flows.conditioners import join
 
 __all__ = ["LipSwish", "LipschitzLinear", "Residual", "residual_flow", "roulette_weights", "unit_probes"]
@@ -42,7 +42,7 @@ class LipschitzLinear(nn.Linear):
         num_iterations: power iterations of a refresh.
     """
 
-    def __init__(self, dim_in: int, dim_out: int, lipschitz: float, num_iterations: int = 5):
+    def __init__(self, dim_in: int, dim_out: int, lipschitz: float | int, num_iterations: int = 5):
         super().__init__(dim_in, dim_out)
         self.lipschitz, self.num_iterations = lipschitz, num_iterations
         left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
@@ -61,7 +61,8 @@ class LipschitzLinear(nn.Linear):
 
     def scaled(self) -> Tensor:
         """The matrix that is used."""
-        return self.weight / (self.u @ self.weight @ self.v / self.lipschitz).clamp_min(1)
+        # Copies, because a refresh may come between this pass and its gradient.
+        return self.weight / (self.u.clone() @ self.weight @ self.v.clone() / self.lipschitz).clamp_min(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.scaled(), self.bias)
@@ -75,11 +76,13 @@ def unit_probes(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "dim *batch dim
 
 
 def roulette_weights(
-    num_exact: int, tail: str = "geometric", rate: float = 0.5, generator: torch.Generator | None = None
+    num_exact: int, tail: str = "geometric", rate: float | int = 0.5, generator: torch.Generator | None = None
 ) -> list[float]:
     """Random weights of the terms of a series, each of mean 1, and all but finitely many 0.
 
     num_exact + N terms take part; the first num_exact have weight 1, term k of the others 1 / P(N >= k - num_exact).
+    Terms that fall like L^k have a sum of finite variance if L^2 < 1 - rate (geometric); the tail of a Poisson law is
+    always too thin for that, although one sees it only if L is near 1.
 
     Args:
         num_exact: terms that always take part.
@@ -150,14 +153,14 @@ class Residual(Bijection):
         *,
         width: int = 64,
         depth: int = 3,
-        lipschitz: float = 0.9,
+        lipschitz: float | int = 0.9,
         num_iterations: int = 5,
         method: str = "exact",
         num_terms: int = 20,
         num_exact: tuple[int, int] = (2, 20),
         num_probes: int | None = None,
         tail: str = "geometric",
-        rate: float = 0.5,
+        rate: float | int = 0.5,
         max_iterations: int = 1000,
         dim_context: int = 0,
         generator: torch.Generator | None = None,
@@ -244,7 +247,7 @@ class Residual(Bijection):
 
 
 def residual_flow(dim: int, num_layers: int, **settings) -> Chain:
-    """`num_layers` residual blocks.
+    """`num_layers` residual blocks, each after a learned scaling, because a block alone stretches by less than 2.
 
     Args:
         dim: number of features.
@@ -252,4 +255,4 @@ def residual_flow(dim: int, num_layers: int, **settings) -> Chain:
         **settings: of `Residual`.
     """
     check_sizes(num_layers=num_layers)
-    return Chain(*(Residual(dim, **settings) for _ in range(num_layers)))
+    return Chain(*(layer for _ in range(num_layers) for layer in (Diagonal(dim), Residual(dim, **settings))))

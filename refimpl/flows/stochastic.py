@@ -37,7 +37,7 @@ __all__ = [
 Energy = Callable[[Tensor], Tensor]
 
 
-def interpolate(start: Energy, end: Energy, weight: float) -> Energy:
+def interpolate(start: Energy, end: Energy, weight: float | int) -> Energy:
     """The energy (1 - weight) start + weight end."""
     return lambda x: (1 - weight) * start(x) + weight * end(x)
 
@@ -74,7 +74,7 @@ class Kernel(nn.Module):
         num_steps: how many.
     """
 
-    def __init__(self, energy: Energy, step: float, num_steps: int = 1):
+    def __init__(self, energy: Energy, step: float | int, num_steps: int = 1):
         super().__init__()
         check_positive("step", step)
         check_sizes(num_steps=num_steps)
@@ -144,7 +144,7 @@ class HMC(Kernel):
         num_leapfrog: leapfrog steps in each.
     """
 
-    def __init__(self, energy: Energy, step: float, num_steps: int = 1, num_leapfrog: int = 5):
+    def __init__(self, energy: Energy, step: float | int, num_steps: int = 1, num_leapfrog: int = 5):
         super().__init__(energy, step, num_steps)
         check_sizes(num_leapfrog=num_leapfrog)
         self.num_leapfrog = num_leapfrog
