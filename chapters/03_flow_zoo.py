@@ -125,6 +125,7 @@ first = zoo.Flow(zoo.coupling_flow(2, zoo.AffineMap(), 8, mix=turn, width=64), z
 history = train(first, x, "first", steps=2 * PLANE["steps"])
 say(f"The distance from the data's density is now {divergence(first):.3f} nats.")
 
+
 # %% [markdown]
 # **What to look for.** Top: the test data after 0, 2, 4, 6 and 8 of the couplings, on their way to the latent space; colours mark the moon that a point came from. Below: the density that the flow has learned beside the true one, and its samples, which are latent noise sent the other way.
 
@@ -147,11 +148,11 @@ fig = plt.figure(figsize=(7.6, 4.3))
 spec = fig.add_gridspec(2, 15)
 points = x_test[:1500]
 moon = torch.cdist(points.cpu(), target.means).argmin(1) < len(target.means) // 2
-steps = [(points, 0)]
+steps = [points]
 with torch.no_grad():
-    for i, layer in enumerate(first.bijection.bijections):
-        steps.append((layer(steps[-1][0])[0], i + 1))
-for column, (z, done) in enumerate(steps[i] for i in (0, 3, 7, 11, 15)):
+    for layer in first.bijection.bijections:
+        steps.append(layer(steps[-1])[0])
+for column, z in enumerate(steps[i] for i in (0, 3, 7, 11, 15)):  # a rotation stands between two couplings
     ax = fig.add_subplot(spec[0, 3 * column : 3 * column + 3])
     ax.scatter(*z.cpu().T, s=1, c=moon, cmap="coolwarm")
     frame(ax)
@@ -268,6 +269,7 @@ say(
     + ", ".join(f"{name} {error:.0e}" for name, error in errors.items())
     + "."
 )
+
 
 # %% [markdown]
 # **What you saw.** Coupling and MAF leave zeros above the diagonal (for the coupling, most of the lower part too), so the diagonal is all that counts. The planar layer's matrix is the identity plus one column times one row. The last three have no zeros; a parametrisation, a small slope or an integral over time does the work there.
@@ -452,6 +454,7 @@ say("Time to sample over time for a density, D = 64: " + ", ".join(f"{k} {v:.3g}
 # NBVAL_CHECK_OUTPUT
 claim("ZOO-2", [ratios["MAF"] / ratios["coupling"], ratios["coupling"] / ratios["IAF"]])
 
+
 # %% [markdown]
 # **What you saw.** The same triangular map, two directions, and more than an order of magnitude between them each way. Train with MAF if you have data and want densities; with IAF if you have a density and want samples, as in variational inference, which comes next.
 #
@@ -499,7 +502,7 @@ posteriors = {k: fit_to_energy(k) for k in VI["layers"]}
 # %% alt="The target, a ring with two bumps, and planar flows with 2, 8 and 16 layers: the more layers, the closer."
 fig, axes = plt.subplots(1, 4, figsize=(7.6, 2.2))
 heat(axes[0], lambda z: -energy(z) - 1.8775)
-for ax, (k, (model, *_)) in zip(axes[1:], posteriors.items()):
+for ax, (model, *_) in zip(axes[1:], posteriors.values()):
     heat(ax, model.log_prob)
 for ax in axes:
     frame(ax)
@@ -712,7 +715,7 @@ for name, make in sharing.items():
 say(
     "Eight affine couplings each. "
     + "; ".join(f"{name}: {shared_size[name]:,} numbers, KL {kl:.3f} nats" for name, kl in shared_kl.items())
-    + f". The embedding of \"full\" {'helps' if shared_kl['full'] < shared_kl['decomposed'] else 'does not help'} here."
+    + f'. The embedding of "full" {"helps" if shared_kl["full"] < shared_kl["decomposed"] else "does not help"} here.'
 )
 
 # %%
@@ -720,6 +723,7 @@ say(
 claim("ZOO-8", shared_kl["naive"] - shared_kl["decomposed"])
 claim("ZOO-9", shared_kl["decomposed"] - shared_kl["independent"])
 claim("ZOO-10", shared_kl["kernelised"] - shared_kl["independent"])
+
 
 # %% [markdown]
 # **What you saw.** Most of a flow's parameters are redundant on a small problem; what each step cannot do without is a last layer of its own. (The paper's tasks are larger, and there the embedding pays.)
@@ -765,6 +769,7 @@ def judge_paths(model):
 
 of_flow = judge_paths(alone)
 
+
 # %% [markdown]
 # **Stochastic normalizing flows** put random steps between the maps, such as Metropolis steps that walk uphill only sometimes, each aimed at an energy $u_\lambda=(1-\lambda)u_0+\lambda U$ on the way from the start's to the target's. Random steps have no Jacobian. But a *path* $x_0,x_1,\dots,x_T$ has a probability forwards and one backwards, and their ratio is the path's weight
 #
@@ -802,6 +807,7 @@ plt.show()
 # NBVAL_CHECK_OUTPUT
 claim("ZOO-11", max(abs(z - log_z) for _, z, _, _ in walks.values()))
 claim("ZOO-12", walks[50][2] / walks[0][2])
+
 
 # %% [markdown]
 # **What you saw.** The coupling flow reports a splendid effective sample size, for one well: importance weights cannot see what is never sampled, and its $\ln Z$ is too small by just the mass of the missing well. The random walk is unbiased at every length, and more steps make its weights more even. In the paper maps and random steps are trained together; a map that carries points over the barrier and steps that repair it locally are better than either.
@@ -908,13 +914,12 @@ def train_on_images(make, name):
 
 
 tar = functools.partial(zoo.tarflow, (1, 8, 8), 2, width=IMAGES["width"], num_layers=IMAGES["layers"])
-scale_of_prior = lambda: zoo.Reshape(Diagonal(64), (1, 8, 8))
 models = {
     "Glow": lambda: zoo.glow(1, 8, num_steps=IMAGES["steps_of_flow"], width=IMAGES["width"], tau=zoo.AffineMap()),
     "MixerFlow": lambda: zoo.mixer_flow(1, 8, 2, 3, width=IMAGES["width"]),
     "TarFlow, 1 block": lambda: tar(1),
     "TarFlow, 4 blocks": lambda: tar(4),
-    "TarFlow, 4, volume-preserving": lambda: Chain(tar(4, tau=zoo.AdditiveMap()), scale_of_prior()),
+    "TarFlow, 4, volume-preserving": lambda: Chain(tar(4, tau=zoo.AdditiveMap()), zoo.Reshape(Diagonal(64), (1, 8, 8))),
 }
 painters = {name: train_on_images(make, name.replace(" ", "-"))[0] for name, make in models.items()}
 
@@ -972,9 +977,7 @@ codes = centred @ axes_of_digits.T
 codes = codes / codes[:1400].std(0)
 one_hot = F.one_hot(labels[order], 10).float().to(device)
 torch.manual_seed(seed)
-conditional = zoo.Flow(
-    zoo.coupling_flow(10, zoo.AffineMap(), 6, width=64, dim_context=10), zoo.StandardNormal([10])
-)
+conditional = zoo.Flow(zoo.coupling_flow(10, zoo.AffineMap(), 6, width=64, dim_context=10), zoo.StandardNormal([10]))
 train(conditional, codes[:1400], "conditional", steps=IMAGES["steps"], batch=128, context=one_hot[:1400])
 distribution = conditional.as_distribution(torch.eye(10, device=device))
 with torch.no_grad():
@@ -984,6 +987,30 @@ say(
     f"Batch shape {tuple(distribution.batch_shape)}, event shape {tuple(distribution.event_shape)}. The digit whose density is highest "
     f"is the right one for {100 * accuracy:.1f} % of {len(answers)} test images."
 )
+
+# %% [markdown]
+# ### What it costs
+#
+# A flow's least cost is that of its networks. `python benchmarks/flows.py` times a training step (log-density and its gradient) and sampling of eight couplings with networks of 128-128 hidden units, beside the networks alone and beside the same architecture in `zuko`, `normflows`, `nflows` and `FrEIA`; all take turns within one run. Its recorded table:
+
+# %%
+import json
+
+speed_record = runtime.results_dir() / "benchmarks" / "flows.json"
+if not speed_record.exists():
+    say("No record here: run `python benchmarks/flows.py`.")
+else:
+    speed = json.loads(speed_record.read_text())
+    columns = list(speed["cells"][0]["milliseconds"])
+    lines = [f"| | D | batch | {' | '.join(columns)} | ours / bare | fastest other / ours |", "|---" * (len(columns) + 5) + "|"]
+    for cell in speed["cells"]:
+        times = [f"{cell['milliseconds'][c]:.1f}" if c in cell["milliseconds"] else "-" for c in columns]
+        ends = f"{cell['ours_to_bare']:.2f} | {cell['fastest_other_to_ours']:.2f}"
+        lines.append(f"| {cell['task']}, {cell['maps']} | {cell['dim']} | {cell['batch']} | {' | '.join(times)} | {ends} |")
+    say(
+        f"Milliseconds, medians of {speed['rounds']} rounds, {speed['threads']} thread(s) on {speed['device']}, PyTorch {speed['torch']}.\n\n"
+        + "\n".join(lines)
+    )
 
 # %% [markdown]
 # ## Play
@@ -1034,6 +1061,7 @@ for ax, name in zip(axes.flat, gallery):
     frame(ax)
     ax.set_title(f"{name}: {100 * inside[name][half]:.0f} %", fontsize=9.5)
 plt.show()
+
 
 # %% [markdown]
 # And the spline, to bend by hand: move one inner knot, and change the slope there. What happens to the density when the slope goes to zero?
@@ -1103,7 +1131,7 @@ for scale in scales:
     singular = torch.linalg.svdvals(autodiff.jacobian(lambda x, f=deep: f(x)[0], inputs.double()).detach())
     amplification.append((1 / singular[:, -1]).median().item())
 fig, ax = plt.subplots(figsize=(5.6, 2.7))
-for (dtype, errors), colour, name in zip(lost.items(), PALETTE, ("single precision", "double precision")):
+for errors, colour, name in zip(lost.values(), PALETTE, ("single precision", "double precision")):
     ax.semilogy(scales, errors, "o-", color=colour, label=name)
 ax.semilogy(scales, torch.tensor(amplification) * 6e-8, "--", color="black", lw=1.2, label="6e-8 / σ min")
 ax.set(xlabel="standard deviation of the weights", ylabel="round-trip error")
@@ -1124,7 +1152,13 @@ fig, ax = plt.subplots(figsize=(5.6, 2.6))
 ax.plot(draws, roulette.cumsum(0) / draws, color=PALETTE[0], label="ends with probability 0.1")
 ax.plot(draws, risky.cumsum(0) / draws, color=PALETTE[1], label="ends with probability 0.5")
 ax.axhline(exact_log_det, color="black", ls="--", lw=1.2)
-ax.set(xlabel="draws", ylabel="running mean (nats)", xscale="log", ylim=(exact_log_det - 0.8, exact_log_det + 0.8), xlim=(10, None))
+ax.set(
+    xlabel="draws",
+    ylabel="running mean (nats)",
+    xscale="log",
+    ylim=(exact_log_det - 0.8, exact_log_det + 0.8),
+    xlim=(10, None),
+)
 ax.legend()
 plt.show()
 

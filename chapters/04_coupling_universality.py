@@ -189,7 +189,7 @@ label_panels(axes, ["Target", "Affine", "Volume-preserving, best possible", "Vol
 plt.show()
 
 # %% [markdown]
-# **What you saw.** The two modes of the volume-preserving flow are equally high: the narrow one is far too low and too wide, the wide one too high and too narrow. So is the theoretical optimum. This is a wall, and we can compute where it stands.
+# **What you saw.** The two modes of the volume-preserving flow are equally high: the narrow one is far too low and too wide, the wide one too high and too narrow. So is the theoretical optimum. This is a wall, and we can compute where it stands. (The thin bridges are another matter: every flow that starts from one blob draws some, and they cost little.)
 #
 # ## The claims
 #
@@ -557,7 +557,7 @@ additive_best = {name: by_angle(x, additive_improvement).max().item() for name, 
 # %% [markdown]
 # **What to look for.** Six standardised laws with $2^{16}$ samples each. Which bars stand out from the normal's, which is pure estimation noise? And for which law is one of the two couplings blind?
 
-# %% alt="Bars of the improvement at the best angle by affine and additive couplings for six laws; for disc, square, Laplace and ring the additive bar is at the noise level."
+# %% alt="Bars of the improvement at the best angle by affine and additive couplings for six laws; the additive bar of the disc is as low as that of the normal."
 fig, ax = plt.subplots(figsize=(7.6, 2.7))
 place = torch.arange(len(laws))
 ax.bar(place - 0.2, list(affine_best.values()), 0.4, color=PALETTE[0], label="affine")
@@ -579,7 +579,7 @@ claim("CU-10", min(value for name, value in affine_best.items() if name != "norm
 claim("CU-11", additive_best["disc"] / affine_best["disc"])
 
 # %% [markdown]
-# **What you saw.** The affine test finds every impostor, the additive one takes all that are symmetric enough for normals. This is why additive and GIN couplings do not inherit the theorem.
+# **What you saw.** The affine test finds every impostor. The additive one takes the disc for a normal, as it would any round law: conditional means see directions, not radii. (Look back at the first half of this chapter: the radial profile is exactly what volume-preserving flows cannot change.)
 #
 # ### From there to universality
 #
@@ -587,7 +587,7 @@ claim("CU-11", additive_best["disc"] / affine_best["disc"])
 #
 # $$\Delta(p_n)\to0,\qquad \min_{k<n}\Delta(p_k)\le\frac{\mathcal L_0}{\rho\,n}.$$
 #
-# That is the distributional universality theorem's argument: *the loss is a finite budget*. With $\Delta(p)=0$ only at the normal, the sequence has nowhere else to go: repeating the proof above with small errors shows that $p_n$ converges in distribution to $\mathcal N(0,I)$. Assumptions: $D\ge2$, a continuous density with full support, finite second moments, all rotations. Not shown by this argument: that $\mathrm{KL}(p_n\,\|\,\mathcal N)\to0$, how many blocks it takes, or that gradient descent finds them.
+# That is the distributional universality theorem's argument: *the loss is a finite budget*. With $\Delta(p)=0$ only at the normal, the sequence has nowhere else to go: repeating the proof above with small errors shows that $p_n$ converges in distribution to $\mathcal N(0,I)$. Assumptions: $D\ge2$, a continuous density with full support, finite second moments, all rotations. A coupling whose elementwise maps contain all affine ones, such as a spline with free ends, inherits the result. Not shown by this argument: that $\mathrm{KL}(p_n\,\|\,\mathcal N)\to0$, how many blocks it takes, or that gradient descent finds them.
 #
 # And the blocks may be tame. The derivative of the loss at the identity, in a direction $s=1+\epsilon\,\eta(b)$, $t=\epsilon\,\tau(b)$, is $\mathbb E_b[\eta\,(m^2+\sigma^2-1)+\tau\,m]$. It vanishes for all smooth bounded $\eta,\tau$ only if $m=0$ and $\sigma=1$. So if anything can be removed, then also by blocks with bounded slopes that hardly differ from the identity. Check the derivative with autograd on the curved law:
 
@@ -995,14 +995,14 @@ path = torch.tensor(path)
 # **What to look for.** Left: how tight the bound is for different spectra. Right: to which rate do the steps settle, and how long do the bounds take to notice?
 
 # %% alt="Left: measured ratio against loss for five spectra with the bound above. Right: measured ratio per block near 0.47, and three bounds tending to about 0.5."
-fig, axes = plt.subplots(1, 2)
+fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.6))
 for (name, _), colour in zip(itertools.groupby(sorted(measured), key=lambda key: key[0]), PALETTE):
     keys = [key for key in measured if key[0] == name]
     x = [at_loss[key] for key in keys]
     axes[0].semilogx(x, [measured[key] / at_loss[key] for key in keys], "o-", ms=4, color=colour, label=name)
     axes[0].semilogx(x, [bounded[key] / at_loss[key] for key in keys], ":", color=colour)
-axes[0].set(xlabel="loss S before (nats)", ylabel="S behind / S before", ylim=(0.4, 1.02))
-axes[0].legend(fontsize=8, title="measured; dotted: bound", title_fontsize=8)
+axes[0].set(xlabel="loss S before (nats)", ylabel="S behind / S before", ylim=(-0.05, 1.02))
+axes[0].legend(fontsize=8, loc="lower left", title="solid: measured; dotted: bound", title_fontsize=8)
 for values, colour, name in zip(path.T, PALETTE, ("measured", "unitary", "var-max", "loss-only")):
     axes[1].plot(range(1, len(values) + 1), values, "o-", ms=3.5, color=colour, label=name)
 axes[1].axhline(whitening_ratio(48), color="#666666", ls="--", lw=0.8)
@@ -1012,7 +1012,8 @@ label_panels(axes, ["One block, D = 48", "Block after block"])
 plt.show()
 
 # %% [markdown]
-# **What you saw.** The measured rate is close to its limit from the first block on; the dashed line is the closed form. The bounds hold, start far above, and come down to about one half as the loss gets small. A constant factor a block: geometric convergence, and a number of blocks that depends on the logarithm of the accuracy and hardly on the dimension.
+# **What you saw.** Left: spectra without extremes give about one half at any loss. A single large direction is gone almost at once, a single squeezed one is the hard case, and there the bound is close. Right: the measured rate is at its limit from the first block on; the dashed line is the closed form. The unitary value is nearly exact at every step; the other two start far above and come down to about one half as the loss gets small.
+# A constant factor a block: geometric convergence, and a number of blocks that depends on the logarithm of the accuracy and hardly on the dimension.
 #
 # ### The digits' pixels
 #
@@ -1109,7 +1110,7 @@ def turn(angle, blocks):
     middle, width = moments.mean[:, 0], moments.std[:, 0]
     axes[0].plot(moments.position, middle, color=PALETTE[1])
     axes[0].fill_between(moments.position, middle - width, middle + width, color=PALETTE[1], alpha=0.3, lw=0)
-    axes[0].set(xlim=(-3, 3), ylim=(-3, 3), xlabel="passive b", ylabel="active a", aspect="equal")
+    axes[0].set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xlabel="passive b", ylabel="active a", aspect="equal")
     axes[1].semilogy(ANGLES.rad2deg(), dial_curves[blocks], color=PALETTE[0])
     axes[1].plot(angle, affine_improvement(moments), "o", color="black")
     axes[1].set(xlabel="angle (degrees)", ylabel="improvement (nats)", ylim=(3e-3, 1))
@@ -1138,7 +1139,7 @@ plt.show()
 # %% [markdown]
 # **Change it, break it.** Predict first, then try:
 #
-# - `Modes` with variances 1 and 1 in the first picture: does the volume-preserving flow reach the target? What does it do about the bridge?
+# - `std=[1.0, 1.0]` for the first target: does the volume-preserving flow reach the target? What does it do about the bridge?
 # - `RadialMixture(2, num_components=1)` in `make_flow`: what is it then?
 # - `num_rotations=1` in `BLOCK`: where is the ring's divergence behind 20 blocks?
 # - `whiten(..., active=8)` for the digits: which closed form, which rate?

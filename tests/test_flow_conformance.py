@@ -202,7 +202,7 @@ CASES = {
     "Logit[images]": Case(lambda d, c: Logit(), (1, 2, 2), **LOGIT),
     "Residual": Case(lambda d, c: Residual(d, lipschitz=0.7, dim_context=c, **SMALL), context=True),
     "Residual[series]": Case(
-        lambda d, c: Residual(d, lipschitz=0.6, method="series", num_terms=50, dim_context=c, **SMALL), context=True
+        lambda d, c: Residual(d, lipschitz=0.5, method="series", num_terms=32, dim_context=c, **SMALL), context=True
     ),
     "residual_flow": Case(lambda d, c: residual_flow(d, 2, lipschitz=0.6, dim_context=c, **SMALL), context=True),
     "Continuous": Case(
