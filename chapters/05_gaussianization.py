@@ -83,7 +83,7 @@ FAMILIES = size(  # dimensions, share of the loss to reach, laws to average over
         "Gaussian": ([8, 16, 32], 0.2, 3, 90),
         "three modes": ([2, 4, 8, 16, 32], 0.5, 5, 40),
         "bananas": ([2, 4, 8], 0.5, 4, 120),
-        "digits": ([4, 16, 64], 0.7, 2, 60),
+        "digits": ([4, 16, 64], 0.7, 4, 60),
     },
     full={
         "Gaussian": ([8, 16, 32, 64], 0.2, 3, 250),

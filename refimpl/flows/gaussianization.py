@@ -24,6 +24,7 @@ Pair = tuple[Tensor, Tensor]
 RotationRule = Callable[[Tensor, torch.Generator | None], Tensor]
 CELLS, MARGIN = 8, 256  # histogram cells in a bin of the spline, and beyond its outer knots
 BLOCK = 2**16  # numbers mapped at once on a CPU
+FLATTEST = 1e-4  # least slope, in units of the standard deviation: a gap between clusters of data can still be crossed
 
 
 class MarginalGaussianization(Bijection):
@@ -35,7 +36,8 @@ class MarginalGaussianization(Bijection):
         g(t_k) = sqrt(1 + h^2) Phi^{-1}(F_h(t_k)),    g'(t_k) = sqrt(1 + h^2) p_h(t_k) / phi(Phi^{-1}(F_h(t_k))).
 
     The kernel widens a normal to variance 1 + h^2, the root takes that back: what is normal already stays as it is.
-    Beyond the outer knots, where there are too few points to learn from, g goes on with the slope 1 / standard deviation.
+    Beyond the outer knots, where there are too few points to learn from, g goes on as a line of slope 1 / standard
+    deviation: it is continuous there, its slope need not be.
 
     Args:
         dim: number of coordinates.
@@ -63,7 +65,7 @@ class MarginalGaussianization(Bijection):
     @torch.no_grad()
     def fit(
         self,
-        x: Float[Tensor, "n dim"],
+        x: Float[Tensor, "..."],
         *,
         bandwidth: float | int = 1.0,
         tail: float = 1e-3,
@@ -77,7 +79,7 @@ class MarginalGaussianization(Bijection):
             bandwidth: factor of the kernel's width, n^(-1/5) min(standard deviation, interquartile range / 1.349).
             tail: share of the points beyond either outer knot; at least one point is.
             widened: whether to apply the factor sqrt(1 + h^2).
-            prior: number of points that a standard normal is worth which is mixed in; it keeps slopes above 0.
+            prior: number of points that a standard normal is worth which is mixed in, for points between the data's clusters.
 
         Raises:
             ValueError: if `x` has another shape, values that are not finite, fewer than 2 points, or a constant coordinate.
@@ -117,10 +119,11 @@ class MarginalGaussianization(Bijection):
         y = torch.special.ndtri(total.clamp(1e-12, 1 - 1e-12))
         density = (1 - share) * density + share * _normal_density(knots)
         factor = (1 + h.double().square()).sqrt()[:, None] if widened else 1.0
-        slopes = (factor * density / _normal_density(y)).clamp_min(1e-6)
-        slopes[:, [0, -1]] = 1.0
+        y, slopes = factor * y, (factor * density / _normal_density(y)).clamp_min(FLATTEST)
+        rise = y.diff(dim=1).maximum(FLATTEST * CELLS * cell[:, None])
+        y = torch.cat([y[:, :1], y[:, :1] + rise.cumsum(1)], 1)
         self.left, self.width = left, CELLS * cell
-        self.heights, self.slopes = (factor * y).T.to(x).contiguous(), slopes.T.to(x).contiguous()
+        self.heights, self.slopes = y.T.to(x).contiguous(), slopes.T.to(x).contiguous()
         return self
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
@@ -151,7 +154,8 @@ class MarginalGaussianization(Bijection):
         mix = xi * (1 - xi)
         below = 1 + (first + last - 2) * mix
         z = low + rise * (xi.square() + first * mix) / below + (at - inside) * self.width
-        return z, (self._log_slope(xi, mix, rise, first, last, below) - self.std.log()).sum(-1)
+        log_slope = torch.where(at == inside, self._log_slope(xi, mix, rise, first, last, below), 0)
+        return z, (log_slope - self.std.log()).sum(-1)
 
     def _other_way(self, z: Tensor) -> Pair:
         inside = z.minimum(self.heights[-1]).maximum(self.heights[0])
@@ -165,6 +169,7 @@ class MarginalGaussianization(Bijection):
         xi = 2 * share / (b + (b.square() + 4 * (1 - first + bend) * share).clamp_min(0).sqrt())
         mix = xi * (1 - xi)
         log_slope = self._log_slope(xi, mix, rise, first, last, 1 + (first + last - 2) * mix)
+        log_slope = torch.where(z == inside, log_slope, 0)
         u = self.left + (k + xi) * self.width + (z - inside)
         return self.mean + self.std * u, (self.std.log() - log_slope).sum(-1)
 
@@ -205,11 +210,11 @@ class Gaussianization(NamedTuple):
 
 @torch.no_grad()
 def gaussianize(
-    x: Float[Tensor, "n dim"],
+    x: Float[Tensor, "..."],
     num_layers: int,
     *,
     rotation: str | RotationRule = "random",
-    held_out: Float[Tensor, "m dim"] | None = None,
+    held_out: Float[Tensor, "..."] | None = None,
     resample: Callable[[], Tensor] | None = None,
     marginal: Callable[[Tensor], Bijection] | None = None,
     stop: Callable[[list[float]], bool] | None = None,

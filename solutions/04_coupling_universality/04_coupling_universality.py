@@ -94,10 +94,10 @@ def random_flow(points, seed, affine=False):
 #
 # $$\ln p_\theta=\ln\frac c{2\pi}-\frac{c\,V}{2\pi},$$
 #
-# whatever the networks' weights are: the highest density is $\frac c{2\pi}$, and the rest is a straight line. So you can tell from a flow's density alone that it preserves volumes. Write
+# whatever the networks' weights are: the highest density is $\frac c{2\pi}$, and the rest is a straight line. So a density alone can tell you that no volume-preserving flow has made it. Write
 #
 # - `profile`, which returns the $V_i$, rising, and the logarithms of the heights, falling;
-# - `witness`, for densities in the plane. It reads off $c$ from the highest cell, and returns this number and the largest distance between $\ln p_\theta$ and the line that belongs to *this* $c$, over the cells with $V\le$ `area`. Do not fit a line: a density that is straight but has another slope is no volume-preserving flow, either.
+# - `witness`, for densities in the plane. It reads off $c$ from the highest cell, and returns this number and the largest distance between $\ln p_\theta$ and the line that belongs to *this* $c$, over the cells with $V\le$ `area`. Do not fit a line: a profile that is straight but has another slope is no volume-preserving flow's, either.
 #
 # The best volume-preserving flow for a density $p$ ranks all points as $p$ does, and gives the point at volume $V$ the height
 #
@@ -201,11 +201,12 @@ assert (log_best.flatten()[where].diff() > -0.01).all(), "p* does not rank the c
 ### BEGIN HIDDEN TESTS
 from refimpl.flows import best_volume_preserving
 
-log_p = modes(points, [0.3, 0.1, 0.5], [0.5, 0.2, 0.3], distance=4.0)
+no_ties = torch.tensor([0.011, 0.007]).double()  # off the grid's symmetries
+log_p = modes(points + no_ties, [0.3, 0.1, 0.5], [0.5, 0.2, 0.3], distance=4.0)
 wanted = best_volume_preserving(log_p, cell)
 log_best, gap = best(log_p, cell)
 same(gap, wanted.gap, "the gap of three modes", tolerance=1e-5)
-same(torch.as_tensor(log_best).exp(), wanted.log_p.exp(), "p* of three modes", tolerance=1e-5)
+same(torch.as_tensor(log_best).exp(), wanted.log_p.exp(), "p* of three modes", tolerance=1e-4)
 same(best(modes(points, [0.2, 0.2]), cell)[1], 0.0, "the gap of two equal modes", tolerance=1e-3)
 leaf = torch.where((points[..., 0] ** 2 + points[..., 1].abs() < 2), 1.0, 0.0).double()
 gap = best((leaf / leaf.sum() / cell).log(), cell)[1]
@@ -225,12 +226,12 @@ side = torch.arange(-5.95, 6, 0.1).double()
 cube = torch.stack(torch.meshgrid(side, side, side, indexing="ij"), -1)
 ball = -0.5 * cube.square().sum(-1) / 1.2 - 1.5 * math.log(2 * math.pi * 1.2)
 same(best(ball, 1e-3)[1], 0.0, "three dimensions: the gap of a normal", tolerance=3e-3)
-centres = torch.tensor([[-2.0, 0.0, 0.0], [2.5, 0.0, 0.0]]).double()
+centres = torch.tensor([[-2.017, 0.013, 0.007], [2.519, -0.03, 0.02]]).double()  # no two cells of the same height
 log_p = GaussianMixture(centres, torch.tensor([0.9, 0.4]).double(), [0.7, 0.3]).log_prob(cube)
 wanted = best_volume_preserving(log_p, 1e-3)
 log_best, gap = best(log_p, 1e-3)
 same(gap, wanted.gap, "three dimensions: the gap of two modes", tolerance=1e-5)
-same(torch.as_tensor(log_best).exp(), wanted.log_p.exp(), "three dimensions: p* of two modes", tolerance=1e-5)
+same(torch.as_tensor(log_best).exp(), wanted.log_p.exp(), "three dimensions: p* of two modes", tolerance=1e-4)
 same(best((line.abs() < 3).double().div(6).log(), 0.01)[1], 0.1764, "one dimension: uniform density", tolerance=2e-3)
 ### END HIDDEN TESTS
 
@@ -312,9 +313,9 @@ same(uniform_gap(1), 0.1765, "a uniform density on the line", tolerance=1e-4)
 def uniform_by_sum(dim, size):
     """The gap of a uniform density on a set of this volume, its expectation by a sum."""
     volumes = (torch.arange(200_000).double() + 0.5) / 200_000 * size
-    ball = math.pi ** (dim / 2) / math.gamma(dim / 2 + 1)
+    log_omega = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
     spread = (volumes ** (2 / dim)).mean().item()
-    return dim / 2 * (1 + math.log(2 * math.pi / dim * spread)) - math.log(ball) - math.log(size)
+    return dim / 2 * (1 + math.log(2 * math.pi / dim * spread)) - log_omega - math.log(size)
 
 
 for dim, size in ((2, 7.0), (3, 0.1), (5, 1.0), (16, 30.0)):
@@ -323,7 +324,9 @@ for dim, size in ((2, 7.0), (3, 0.1), (5, 1.0), (16, 30.0)):
 
 # %% nbgrader={"grade": true, "grade_id": "gap_student", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 same(student_gap(5), 0.1108, "the Student-t density with 5 degrees of freedom", tolerance=1e-4)
-assert abs(float(student_gap(1e4))) < 1e-4, "with very many degrees of freedom it is almost a normal, and the gap is not 0"
+assert abs(float(student_gap(1e4))) < 1e-4, (
+    "with very many degrees of freedom it is almost a normal, and the gap is not 0"
+)
 ### BEGIN HIDDEN TESTS
 
 
@@ -515,6 +518,7 @@ ax.set_title("What one layer has to do for two modes")
 ax.legend()
 plt.show()
 
+
 # %% [markdown]
 # ## Task 4: find the faults (4 points)
 #
@@ -621,7 +625,10 @@ same(improvement(0 * curve[0], 0 * curve[1] + 1), 0.0, "a normal", tolerance=1e-
 ### BEGIN HIDDEN TESTS
 from refimpl.flows import ConditionalMoments, affine_improvement
 
-three = [torch.cat([curve[0], 0.2 * curve[0], 0 * curve[0]], 1), torch.cat([curve[1], curve[1] + 1, 0 * curve[1] + 2], 1)]
+three = [
+    torch.cat([curve[0], 0.2 * curve[0], 0 * curve[0]], 1),
+    torch.cat([curve[1], curve[1] + 1, 0 * curve[1] + 2], 1),
+]
 wanted = affine_improvement(ConditionalMoments(b, *three))
 same(improvement(*three), wanted, "three active features at once")
 same(improvement(torch.zeros(4, 1).double(), torch.full((4, 1), math.e).double()), 2.1945, "sigma = e", tolerance=1e-4)
@@ -641,14 +648,16 @@ def even_cloud(seed, mean, std, n=640):
 
 mean, std = torch.tensor([3.0]).double(), torch.tensor([0.5]).double()
 for step, wanted in ((1.0, (0.0, 1.0)), (0.5, (1.5, 0.75))):
-    z, _ = apply_coupling(x := even_cloud(31, mean, std), *fit_coupling(x, 64, step))
+    x = even_cloud(31, mean, std)
+    z, _ = apply_coupling(x, *fit_coupling(x, 64, step))
     same(torch.as_tensor(z)[:, 1].mean(), wanted[0], f"step {step}: mean of what had mean 3 and deviation 0.5")
     same(torch.as_tensor(z)[:, 1].std(correction=0), wanted[1], f"step {step}: its standard deviation")
 ### BEGIN HIDDEN TESTS
 from refimpl.flows import BinnedCoupling, conditional_moments
 
 mean, std = torch.tensor([3.0, -1.0, 0.2]).double(), torch.tensor([0.5, 4.0, 1.0]).double()
-z, log_det = apply_coupling(x := even_cloud(32, mean, std), *fit_coupling(x, 32, 1.0))
+x = even_cloud(32, mean, std)
+z, log_det = apply_coupling(x, *fit_coupling(x, 32, 1.0))
 same(torch.as_tensor(z)[:, 1:].mean(0), torch.zeros(3), "three active features: their means")
 same(torch.as_tensor(z)[:, 1:].std(0, correction=0), torch.ones(3), "three active features: their deviations")
 same(log_det, -std.log().sum().expand(len(x)), "three active features: ln|det|")
@@ -683,23 +692,24 @@ for name, got, right in zip(("z", "ln|det|"), apply_coupling(x, position, scale,
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# Put your block to work on a ring of twenty modes. **What to look for:** the estimate $\hat\Delta$ from the bins is paid out almost in full by the first block, if the step is a full one. Is the sum of all estimates the loss that the flow removed?
+# Put your block to work on a ring of twenty modes. Before each block, $\Delta$ for its rotation is what the block promises; the fall of $\mathbb E[\frac12\|z\|^2-\ln|\det|]$ is what it removes. **What to look for:** do blocks with full steps keep their promise, and do those with half steps? Who is ahead behind ten blocks?
 
 # %%
 turns = torch.arange(20).double() * math.pi / 10
 ring = GaussianMixture(2 * torch.stack([turns.cos(), turns.sin()], 1), 0.2)
 for step in (1.0, 0.5):
     source = runtime.generator(40)
-    z, gained, promised = ring.sample(2**15, source) / math.sqrt(2.04), 0.0, []
-    for block in range(10):
+    z, removed, promised = ring.sample(2**15, source) / math.sqrt(2.04), [], []
+    for _ in range(10):
         z = z @ random_rotation(2, source).T
         promised.append(float(improvement(*moments(z[:, 0], z[:, 1:], 64)[1:])))
         new, log_det = apply_coupling(z, *fit_coupling(z, 64, step))
-        gained += (log_det + 0.5 * (z**2 - new**2).sum(1)).mean().item()
+        removed.append((log_det + 0.5 * (z**2 - new**2).sum(1)).mean().item())
         z = new
-        if block in (0, 9):
-            what = f"behind {block + 1} blocks {gained:.3f} nats removed, the estimates add up to {sum(promised):.3f}"
-            say(f"Step {step}: {what}.")
+    say(
+        f"Step {step}: the first block promised {promised[0]:.3f} nats and removed {removed[0]:.3f}; "
+        f"ten blocks promised {sum(promised):.3f} and removed {sum(removed):.3f}."
+    )
 
 
 # %% [markdown]
@@ -721,7 +731,7 @@ for step in (1.0, 0.5):
 # And one exact number. An additive block changes no volume, and neither does a rotation: whatever such blocks do, $\det\Sigma$ stays. `floor` is the smallest $S$ that a covariance with this determinant can have.
 
 # %% [markdown]
-# **Before you write more code** (1 point, read by a person). For $D=12$, predict the share that a block leaves: $D_A=3$ and $D_A=6$, scaling blocks with rotations and with permutations, additive blocks with rotations. How many scaling blocks with rotations and $D_A=6$ turn a small loss into a thousandth of it? You are about to start from eigenvalues between 0.1 and 10, far from the identity: what will the loss do behind 30 blocks of each kind? You are not marked down for a wrong guess.
+# **Before you write more code** (1 point, read by a person). For $D=12$, predict the share that a block leaves: $D_A=3$ and $D_A=6$, scaling blocks with rotations and with permutations, additive blocks with rotations. How many scaling blocks with rotations and $D_A=6$ turn a small loss into a thousandth of it? You are about to start from eigenvalues between 0.1 and 10, far from the identity: what will the loss do in 16 blocks of each kind? You are not marked down for a wrong guess.
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "whiten_prediction", "locked": false, "points": 1, "schema_version": 3, "solution": true, "task": false}
 # *One answer.* Each diagonal entry has the mean square $\frac{2}{D(D+2)}\sum E^2$, each other $\frac1{(D+2)(D-1)}\sum E^2$. A scaling block deletes the diagonal and the $2D_AD_P$ entries between the halves and leaves $1-\frac2{D+2}-\frac{2D_AD_P}{(D-1)(D+2)}$: 0.5065 for $D_A=3$ and 0.3896 for $D_A=6$. An additive one leaves the diagonal: 0.6494 and 0.5325. With permutations a pair survives if both of its features fall into the same half, $\frac{D_A(D_A-1)+D_P(D_P-1)}{D(D-1)}$: 0.5909 and 0.4545. A thousandth at $D_A=6$: $\ln1000/{-\ln0.3896}=7.3$, so eight blocks.
@@ -730,7 +740,22 @@ for step in (1.0, 0.5):
 # *Marks.* ½ for the shares of at least two kinds of block, with a reason for each (guesses in words that follow from deleted entries are enough if the numbers are off). ½ for what the additive blocks do, or for a slower start far from the identity.
 
 # %% [markdown]
-# **Now write them down**, and the simulation: `couple` applies one block to a covariance whose features are mixed already. `measured` is the mean, over 300 random mixings, of $S_\text{new}/S$ for one given covariance; compute both $S$ from the covariances, exactly, not to leading order.
+# **Now write them down**, and the simulation: `couple` applies one block to a covariance whose features are mixed already. `measured` is the mean, over 300 random mixings, of $S_\text{new}/S$ for one given covariance. `loss_of` is $S$, exactly and not to leading order, and `mixed` makes one random mixing.
+
+# %% nbgrader={"grade": false, "grade_id": "mixing", "locked": true, "schema_version": 3, "solution": false, "task": false}
+def loss_of(covariance):
+    """S in nats, as a number."""
+    return 0.5 * (covariance.trace() - len(covariance) - torch.logdet(covariance)).item()
+
+
+def mixed(covariance, mixing, generator):
+    """Covariance of the features behind a random rotation ("rotation") or in random order ("permutation")."""
+    order = torch.randperm(len(covariance), generator=generator)
+    q = torch.eye(len(covariance)).double()[order]
+    if mixing == "rotation":
+        q = random_rotation(len(covariance), generator)
+    return q @ covariance @ q.T
+
 
 # %% nbgrader={"grade": false, "grade_id": "whiten", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def couple(covariance, active, scaling=True):
@@ -738,9 +763,7 @@ def couple(covariance, active, scaling=True):
     ### BEGIN SOLUTION
     passive = len(covariance) - active
     pp, pa = covariance[:passive, :passive], covariance[:passive, passive:]
-    result = torch.zeros_like(covariance)
-    result[:passive, :passive] = pp
-    result[passive:, passive:] = covariance[passive:, passive:] - pa.T @ torch.linalg.solve(pp, pa)
+    result = torch.block_diag(pp, covariance[passive:, passive:] - pa.T @ torch.linalg.solve(pp, pa))
     deviation = result.diagonal().sqrt() if scaling else torch.ones(len(covariance)).double()
     return result / deviation / deviation[:, None]
     ### END SOLUTION
@@ -767,18 +790,12 @@ def floor(covariance):
 
 def measured(covariance, active, scaling=True, mixing="rotation", generator=None):
     """Mean of S_new / S over 300 random mixings of the covariance, drawn from the generator."""
-    ### BEGIN SOLUTION
-    def loss(matrix):
-        return 0.5 * (matrix.trace() - len(matrix) - torch.logdet(matrix))
 
-    dim, total = len(covariance), 0.0
+    ### BEGIN SOLUTION
+    total = 0.0
     for _ in range(300):
-        if mixing == "rotation":
-            q = random_rotation(dim, generator)
-        else:
-            q = torch.eye(dim).double()[torch.randperm(dim, generator=generator)]
-        total += loss(couple(q @ covariance @ q.T, active, scaling)).item()
-    return total / 300 / loss(covariance).item()
+        total += loss_of(couple(mixed(covariance, mixing, generator), active, scaling))
+    return total / 300 / loss_of(covariance)
     ### END SOLUTION
 
 
@@ -798,11 +815,11 @@ assert change < 1e-9, f"an additive block changes ln det of the covariance by {c
 from refimpl.flows import whitening_block
 
 for seed, dim, active in ((51, 5, 2), (52, 7, 1), (53, 12, 6)):
-    mixed = random_covariance(seed, dim)
-    same(couple(mixed, active), whitening_block(mixed, active), f"a scaling block, D = {dim}, D_A = {active}")
+    before = random_covariance(seed, dim)
+    same(couple(before, active), whitening_block(before, active), f"a scaling block, D = {dim}, D_A = {active}")
     move = torch.eye(dim).double()
-    move[-active:, :-active] = -mixed[-active:, :-active] @ mixed[:-active, :-active].inverse()
-    same(couple(mixed, active, False), move @ mixed @ move.T, f"an additive block, D = {dim}, D_A = {active}")
+    move[-active:, :-active] = -before[-active:, :-active] @ before[:-active, :-active].inverse()
+    same(couple(before, active, False), move @ before @ move.T, f"an additive block, D = {dim}, D_A = {active}")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "whiten_rotations", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -850,7 +867,9 @@ def near_identity(seed, dim, size=0.02):
 
 def check_measured(covariance, active, wanted, what, **settings):
     got = float(measured(covariance, active, generator=runtime.generator(60), **settings))
-    assert abs(got - wanted) < 0.06 * wanted, f"{what}: you measure the share {got:.3f}, which should be near {wanted:.3f}"
+    assert abs(got - wanted) < 0.06 * wanted, (
+        f"{what}: you measure the share {got:.3f}, which should be near {wanted:.3f}"
+    )
 
 
 check_measured(near_identity(61, 48), 24, 0.4698, "D = 48, scaling blocks with rotations, near the identity")
@@ -888,12 +907,10 @@ for name, kind in kinds.items():
 
 # %% alt="Loss of ten runs against the number of blocks on a logarithmic axis: with rotations straight falling lines; with permutations lines that fall a little more slowly, then drop to zero within a dozen blocks; additive blocks level off at about one nat."
 def run(covariance, scaling, mixing, source, num_blocks=16):
-    losses = []
-    for _ in range(num_blocks + 1):
-        losses.append(0.5 * (covariance.trace() - 12 - torch.logdet(covariance)).item())
-        rows = torch.randperm(12, generator=source)
-        q = random_rotation(12, source) if mixing == "rotation" else torch.eye(12).double()[rows]
-        covariance = torch.as_tensor(couple(q @ covariance @ q.T, 6, scaling))
+    losses = [loss_of(covariance)]
+    for _ in range(num_blocks):
+        covariance = torch.as_tensor(couple(mixed(covariance, mixing, source), 6, scaling))
+        losses.append(loss_of(covariance))
     return losses
 
 

