@@ -12,6 +12,8 @@
 # ---
 
 # %% [markdown]
+#
+
 # %% [markdown]
 # # 05 · Gaussianization: layers without back-propagation, and how many it takes
 #
@@ -94,6 +96,7 @@ FAMILIES = size(  # dimensions, share of the loss to reach, laws to average over
 )
 print(runtime.describe())
 
+
 # %% [markdown]
 # ## In one picture
 #
@@ -102,7 +105,6 @@ print(runtime.describe())
 # $$p_\ell(x)=\varphi\big(f_\ell(x)\big)\,\big|\det f_\ell'(x)\big| .$$
 #
 # A `Law` below is a distribution that we can sample and whose density we know, so that losses are exact up to sampling: $\mathcal L_\ell=\mathrm{KL}(p\,\|\,p_\ell)$ in nats, always estimated on points that were held out.
-
 
 # %%
 class Law:
@@ -220,9 +222,9 @@ print(f"after a rotation: {nonstandardness(q @ sigma @ q.T):.6f}")
 torch.testing.assert_close(nonstandardness(sigma), marginal + dependence)
 torch.testing.assert_close(nonstandardness(sigma), nonstandardness(q @ sigma @ q.T))
 
+
 # %% [markdown]
 # And with samples: a layer without rotation, on five mixtures in the plane. What it leaves must be the total correlation, which we integrate numerically on a fine grid. (The kernel of the estimate, explained in a moment, is made narrow here: 20,000 points allow that in two dimensions.)
-
 
 # %%
 def total_correlation(law, n=1201, reach=60.0):
@@ -258,6 +260,7 @@ say(
 claim("GA-1", ((one_layer.sum() - dependence.sum()) / dependence.sum()).abs())
 claim("GA-2", (last / first).mean())
 
+
 # %% [markdown]
 # ### A coordinate's map from samples
 #
@@ -270,7 +273,6 @@ claim("GA-2", (last / first).mean())
 # ## From scratch
 #
 # All of it for two dimensions, with the sums written out: $N^2D$ operations a layer, which is fine for a thousand points.
-
 
 # %%
 def marginal_from_scratch(data, x):
@@ -316,7 +318,9 @@ found = gaussianize(
 z, log_det = found.bijection(few)
 gap, log_det_gap = (z - by_hand).abs(), (log_det - log_det_by_hand).abs()
 back = found.bijection.inverse(z)[0]
-print(f"latents differ by {gap.median():.1e} (median), {gap.quantile(0.95):.1e} (95 % of them), {gap.max():.1e} (largest)")
+print(
+    f"latents differ by {gap.median():.1e} (median), {gap.quantile(0.95):.1e} (95 % of them), {gap.max():.1e} (largest)"
+)
 print(f"log-determinants by {log_det_gap.median():.1e} (median); there and back by {(back - few).abs().max():.1e}")
 assert gap.quantile(0.95) < 0.01 and log_det_gap.median() < 0.01
 assert (back - few).abs().max() < 1e-2
@@ -372,11 +376,11 @@ say(
 # NBVAL_CHECK_OUTPUT
 claim("GA-3", near.values())
 
+
 # %% [markdown]
 # ### Layers against dimension
 #
 # Now the whole way down to 1 % of the loss, for four families of spectra: *mild* ($\ln\lambda$ uniform in $\pm\frac12$), the sample covariance of $2D$ points (*Wishart*), *log-uniform* in $[\frac1{10},10]$, and one *spike* $\lambda_1=D$ among ones. Beside it, the same for *coupling blocks*: such a block sees the passive half of the coordinates and removes all their correlations with the active half at once ([chapter 04](04_coupling_universality.ipynb)).
-
 
 # %%
 def covariance(kind, dim, runs, source):
@@ -538,6 +542,7 @@ plt.show()
 # NBVAL_CHECK_OUTPUT
 claim("GA-6", contrast)
 
+
 # %% [markdown]
 # **What you saw.** Below the count the loss stays at a sizeable fraction of a nat; with one layer more than the count asks for, it is zero to rounding. Right at the count it may or may not be. (Rotations are drawn anew for every $L$, so the curves need not fall everywhere.)
 # Compare with the picture before: greedy random layers need about $\frac{D+1}2\ln F$. Training everything could save the factor $\ln F$, not the dimension.
@@ -545,7 +550,6 @@ claim("GA-6", contrast)
 # ## From samples, and other data
 #
 # Nothing in the method knows that data are Gaussian. Three more families, all with known densities: the *three modes* of above in $D$ dimensions; $D/2$ independent *bananas*, $(a,b)$ with $a$ normal and $b\propto a^2-1+\frac12$ noise, hidden by a random rotation; and *digits*: one Gaussian for each of the ten classes, with means and covariances of scikit-learn's handwritten digits averaged down to $2\times2$ and $4\times4$ pixels, and as they are with $8\times8$ (plus noise of 5 % of the grey scale). The last is real data turned into a law that can be sampled and whose density is known, as the paper does with trained models.
-
 
 # %%
 def gaussian(dim, source):
@@ -672,7 +676,7 @@ claim("GA-10", growth["bananas"])
 claim("GA-11", growth["digits"])
 
 # %% [markdown]
-# **What you saw.** *Gaussians*: about linear, a bit above the exact recursion, because every fit adds some noise. *Three modes*: the favourable case. A projection of three clusters is three clusters on a line, in any dimension, so every coordinate sees the structure. *Bananas*: the unfavourable one. A projection mixes $D/2$ independent bananas and, by the central limit theorem, looks normal: for components with skewness $s$ a projection's is $s\sum_iq_i^3\sim D^{-1}$, so a layer removes $O(D\cdot D^{-2})$ of a loss of size $O(D)$: first quadratically many layers, which is our refinement and not in the paper's summary. *Digits*: correlated pixels of few shapes, at least linear.
+# **What you saw.** *Gaussians*: about linear, a bit above the exact recursion, because every fit adds some noise. *Three modes*: the favourable case. A projection of three clusters is three clusters on a line, in any dimension, so every coordinate sees the structure. *Bananas*: the unfavourable one. A projection mixes $D/2$ independent bananas and, by the central limit theorem, looks normal: for components with skewness $s$ a projection's is $s\sum_iq_i^3\sim D^{-1}$, so a layer removes $O(D\cdot D^{-2})$ of a loss of size $O(D)$: first quadratically many layers, which is our refinement and not in the paper's summary. *Digits*: correlated pixels of few shapes; about linear, as the paper reports for its images.
 #
 # ## Speed-ups, and their price
 #
@@ -700,7 +704,7 @@ ica_over_random = torch.stack([a[2] / b[10] for a, b in zip(fast["ica"], fast["r
 # %%
 noise_train, noise_test = {}, {}
 source = runtime.generator(seed)
-for run in range(3):
+for _ in range(3):
     noise, fresh_noise = (torch.randn(n, 50, generator=source).to(device) for n in (200, 5000))
     for name in RULES:
         found = gaussianize(noise, 1, rotation=name, held_out=fresh_noise, generator=source)
@@ -730,7 +734,9 @@ plt.show()
 # %%
 say(
     f"Bananas: ICA after 2 layers has {100 * ica_over_random.min():.0f} to {100 * ica_over_random.max():.0f} % of the loss of random rotations after 10. Noise: "
-    + "; ".join(f"{name} {noise_train[name]:+.2f} on the points seen, {noise_test[name]:+.2f} on fresh ones" for name in RULES)
+    + "; ".join(
+        f"{name} {noise_train[name]:+.2f} on the points seen, {noise_test[name]:+.2f} on fresh ones" for name in RULES
+    )
     + " nats."
 )
 
@@ -787,14 +793,14 @@ say(
     + f"; before the first layer {on_digits['random'].held_out[0]:.1f} nats."
 )
 
+
 # %% [markdown]
-# **What you saw.** The digits' strongest structure is covariance: one layer with PCA is worth more than all the random ones. Sliced rotations find more still, in two layers, and then overfit fastest. ICA gets nowhere: it takes for granted that data are white, and pixels are not.
+# **What you saw.** The digits' strongest structure is covariance: one layer with PCA is worth more than all the random ones. Sliced rotations find more still in two or three layers, and then overfit fastest. ICA gets nowhere: it takes for granted that data are white, and pixels are not.
 # Wherever the solid and the dashed line of a colour part, layers fit noise. With so few data, stop early, by the held-out loss.
 #
 # ## Play
 #
 # The exact recursion, live: choose a dimension and a spectrum. When does the curve bend away from the theory's line, and in which direction? Where does the coupling stand?
-
 
 # %%
 def show_recursion(dim, spectrum):
@@ -814,7 +820,9 @@ def show_recursion(dim, spectrum):
 
 # %% alt="Share of the loss left against layers for the chosen dimension and spectrum: Gaussianization on the theory line, coupling blocks steep."
 play(
-    show_recursion, dim=slider("dimension", value=16, low=2, high=64, step=2), spectrum=choice("spectrum", SPECTRA, "spike")
+    show_recursion,
+    dim=slider("dimension", value=16, low=2, high=64, step=2),
+    spectrum=choice("spectrum", SPECTRA, "spike"),
 )
 
 # %% [markdown]
@@ -860,6 +868,7 @@ axes[0].legend(fontsize=8.5)
 label_panels(axes, ["Log-uniform", "Spike"])
 plt.show()
 
+
 # %% [markdown]
 # **Change it, break it.** Predict first, then try:
 #
@@ -873,7 +882,6 @@ plt.show()
 # ### A map per coordinate that looks right and ruins the likelihood
 #
 # The obvious marginal map sends the data's own quantiles to the normal's, with straight lines between: scikit-learn's `QuantileTransformer` does this. As a picture of *one* layer it looks perfect. Stack it.
-
 
 # %%
 class QuantileMap(Bijection):
@@ -948,13 +956,13 @@ source = runtime.generator(seed)
 sigma = correlation(covariance("log-uniform", 16, 1, source)[0])
 start = nonstandardness(sigma)
 for name, rotate in {
-    "permutations": lambda: torch.eye(16, dtype=torch.float64)[torch.randperm(16, generator=source)],
-    "Haar": lambda: haar(16, generator=source),
-    "PCA, once": lambda: torch.linalg.eigh(now).eigenvectors.T,
+    "permutations": lambda now: torch.eye(16, dtype=torch.float64)[torch.randperm(16, generator=source)],
+    "Haar": lambda now: haar(16, generator=source),
+    "PCA, once": lambda now: torch.linalg.eigh(now).eigenvectors.T,
 }.items():
     now, depth = sigma, 1 if name == "PCA, once" else 20
     for _ in range(depth):
-        q = rotate()
+        q = rotate(now)
         now = correlation(q @ now @ q.T)
     print(f"{name}, {depth} layer(s): {100 * nonstandardness(now) / start:.3f} % of the loss left")
 raw = torch.linalg.qr(torch.randn(20_000, 4, 4, dtype=torch.float64, generator=source))[0]

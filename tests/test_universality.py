@@ -146,13 +146,14 @@ def test_random_additive_flows_have_the_profile_and_the_affine_ones_do_not(sourc
         near = volume < 10
         return (heights - gaussian_profile(volume, c, 2))[near].abs().max().item()
 
+    torch.manual_seed(0)
     settings = dict(num_layers=4, width=16)
     for _ in range(2):
         additive = shaken(Flow(nice(2, shared=True, **settings), StandardNormal([2])), source, 0.2)
         assert deviation(additive) < 0.02
-    affine = shaken(Flow(coupling_flow(2, AffineMap(), **settings), StandardNormal([2])), source, 0.2)
-    learned = shaken(Flow(nice(2, shared=True, **settings), RadialMixture(2)), source, 0.2)
-    assert deviation(affine) > 0.1 and deviation(learned) > 0.1
+    affine = shaken(Flow(coupling_flow(2, AffineMap(), **settings), StandardNormal([2])), source, 0.4)
+    learned = Flow(nice(2, shared=True, **settings), RadialMixture(2)).double()
+    assert min(deviation(affine), deviation(learned)) > 0.1
 
 
 def test_one_scale_beside_additive_couplings_keeps_the_determinant_constant(source):

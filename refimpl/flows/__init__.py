@@ -8,6 +8,7 @@ from refimpl.flows.continuous import Continuous, Velocity
 from refimpl.flows.coupling import Coupling, coupling_flow, nice
 from refimpl.flows.elementwise import AdditiveMap, AffineMap, ElementwiseMap, GINMap
 from refimpl.flows.flow import Flow, FlowDistribution
+from refimpl.flows.gaussianization import Gaussianization, MarginalGaussianization, gaussianize
 from refimpl.flows.image import ConvConditioner, MultiScale, Squeeze, glow, glow_step, realnvp_image
 from refimpl.flows.kernelised import KernelConditioner
 from refimpl.flows.layerwise import BinnedCoupling, fit_affine_block, fit_affine_layers
@@ -70,6 +71,7 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "GINMap",
+    "Gaussianization",
     "HMC",
     "Inverse",
     "InvertibleLinear",
@@ -80,6 +82,7 @@ __all__ = [
     "LipschitzLinear",
     "Logit",
     "MADE",
+    "MarginalGaussianization",
     "MaskedAutoregressive",
     "Metropolis",
     "Mixing",
@@ -112,6 +115,7 @@ __all__ = [
     "fit_affine_block",
     "fit_affine_layers",
     "gaussian_profile",
+    "gaussianize",
     "glow",
     "glow_step",
     "height_profile",

@@ -55,7 +55,10 @@ class StandardNormal(Base):
 
 
 class RadialMixture(Base):
-    """sum_k pi_k N(0, sigma_k^2 I) with learned weights and widths: any decreasing profile of heights, spheres as level sets.
+    """sum_k pi_k N(0, sigma_k^2 I) with learned weights and widths: spheres as level sets, learned heights.
+
+    The density is completely monotone in ||z||^2; in the plane its logarithm is convex in the volume V of the level set:
+    a spike on a flat foot is possible, a plateau is not.
 
     Args:
         dim: number of features.

@@ -131,13 +131,23 @@ def _loss(correlations: Tensor) -> Tensor:
 
 
 def layers_to(losses: Float[Tensor, " layers *batch"], share: float) -> Float[Tensor, "*batch"]:
-    """First layer after which the loss is at most `share` of the first one; inf where it never is.
+    """Layers that bring the loss to `share` of the first one, a fraction of the last interpolated in the loss's logarithm.
+
+    Returns:
+        0 where no layer is needed, inf where none of those given is enough.
 
     >>> layers_to(torch.tensor([8.0, 4.0, 2.0, 1.0]), 0.25)
     tensor(2.)
+    >>> round(layers_to(torch.tensor([1.0, 0.1]), 0.5).item(), 4)  # lg 2
+    0.301
     """
     below = losses <= share * losses[0]
-    return torch.where(below.any(0), below.int().argmax(0).to(losses), math.inf)
+    last = below.int().argmax(0)
+    logs = losses.clamp_min(torch.finfo(losses.dtype).tiny).log()
+    before, after = (logs.gather(0, k.unsqueeze(0))[0] for k in ((last - 1).clamp_min(0), last))
+    part = (before - logs[0] - math.log(share)) / (before - after).clamp_min(torch.finfo(losses.dtype).tiny)
+    found = torch.where(last > 0, last - 1 + part, 0.0)
+    return torch.where(below.any(0), found, math.inf)
 
 
 def best_scales(

@@ -75,19 +75,19 @@ class MarginalGaussianization(Bijection):
         """Set the map from data; one sort of each coordinate, all coordinates at once. Returns itself.
 
         Args:
-            x: data, shape (n, dim), n >= 2, on the device and in the type of the result.
+            x: data, shape (n, dim), n >= 3, on the device and in the type of the result.
             bandwidth: factor of the kernel's width, n^(-1/5) min(standard deviation, interquartile range / 1.349).
             tail: share of the points beyond either outer knot; at least one point is.
             widened: whether to apply the factor sqrt(1 + h^2).
             prior: number of points that a standard normal is worth which is mixed in, for points between the data's clusters.
 
         Raises:
-            ValueError: if `x` has another shape, values that are not finite, fewer than 2 points, or a constant coordinate.
+            ValueError: if `x` has another shape, values that are not finite, fewer than 3 points, or a constant coordinate.
         """
         check_tensor("x", x, f"(n, {self.dim})")
         check_positive("bandwidth", bandwidth)
         n, beyond = len(x), max(int(tail * len(x)), 1)
-        if n < 2 or 2 * beyond >= n:
+        if 2 * beyond >= n:
             raise ValueError(f"x: got {n} points, expected at least 3, and a tail of less than half of them")
         self.to(x)
         self.mean, self.std = x.mean(0), x.std(0)

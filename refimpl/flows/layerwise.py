@@ -17,7 +17,8 @@ __all__ = ["BinnedCoupling", "fit_affine_block", "fit_affine_layers"]
 class BinnedCoupling(Bijection):
     """(b, a) = Q x, then a -> s(b) a + t(b), with s and t interpolated between bins of the single passive feature b.
 
-    Piecewise linear and constant beyond the outermost bins: continuous, with slopes that the bins bound.
+    Piecewise linear and constant beyond the outermost bins: s and t are continuous, with slopes that the bins bound.
+    The Jacobian's entry s'(b) a + t'(b), and with it the condition number, still grows with |a|.
 
     Args:
         rotation: Q, shape (dim, dim), orthogonal; its first row gives b.

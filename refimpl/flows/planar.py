@@ -110,6 +110,7 @@ class Radial(Bijection):
         alpha, total = self.log_alpha.exp(), F.softplus(self.raw)
         radius = torch.linalg.vector_norm(z - self.centre, dim=-1)
         gap = radius - total
-        r = (gap + (gap.square() + 4 * alpha * radius).sqrt()) / 2
+        half = (gap.abs() + (gap.square() + 4 * alpha * radius).sqrt()) / 2
+        r = torch.where(gap > 0, half, alpha * radius / half)  # the roots' product is -alpha * radius: nothing cancels
         ratio = (r + alpha) / (r + total)
         return self.centre + (z - self.centre) * ratio[..., None], -self._log_det(r, alpha, total)
