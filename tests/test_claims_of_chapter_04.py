@@ -83,9 +83,10 @@ def trained(kind):
 
 
 @torch.no_grad()
-def divergence(log_prob):
-    x = TARGET.sample(50_000, runtime.generator(1))
-    return ((TARGET.log_prob(x) - log_prob(x)).mean() / GAP).item()
+def divergence(log_prob, errors=0):
+    x = TARGET.sample(100_000, runtime.generator(1))
+    excess = TARGET.log_prob(x) - log_prob(x)
+    return ((excess.mean() + errors * excess.std() / math.sqrt(len(x))) / GAP).item()
 
 
 def no_log_det(flow):
@@ -125,9 +126,11 @@ def off_law(flow, c=None, scan=False):
 def shaken(kind):
     flow = make_flow(kind)
     with torch.no_grad():
-        for name, parameter in flow.named_parameters():
-            if name.endswith("net.4.weight"):
-                parameter.normal_(std=0.3)
+        for module in flow.modules():
+            if isinstance(module, Conditioner):  # their last layers start at zero
+                module.net[-1].weight.normal_(std=0.3)
+        x = torch.randn(1000, 2)
+        assert (flow.log_prob(x) - StandardNormal([2]).log_prob(x)).abs().max() > 0.5
     return flow
 
 
@@ -154,11 +157,11 @@ def _():
 @case("CU-4")
 def _():
     additive = trained("additive")
-    return divergence(additive.log_prob), {
-        "affine couplings": divergence(trained("affine").log_prob),
-        "learned base": divergence(trained("learned base").log_prob),
-        "untrained": divergence(make_flow("additive").log_prob),
-        "log-determinant left out": divergence(no_log_det(additive)),
+    return divergence(additive.log_prob, 4), {
+        "affine couplings": divergence(trained("affine").log_prob, 4),
+        "learned base": divergence(trained("learned base").log_prob, 4),
+        "untrained": divergence(make_flow("additive").log_prob, 4),
+        "log-determinant left out": divergence(no_log_det(additive), 4),
     }
 
 
@@ -195,7 +198,8 @@ def tumours(kind, steps=200, seed=0, normal=False):
         torch.manual_seed(0)
         table = law.sample([len(table)])
     order = torch.randperm(len(table), generator=runtime.generator(0))
-    table = ((table - table.mean(0)) / table.std(0))[order]
+    table = table[order]
+    table = (table - table[:400].mean(0)) / table[:400].std(0)
     torch.manual_seed(seed)
     source = runtime.generator(seed)
     if kind == "one component":
@@ -203,12 +207,12 @@ def tumours(kind, steps=200, seed=0, normal=False):
     else:
         flow = make_flow(kind)
 
-    def loss(x):
+    def loss(x, source=source):
         return -flow.log_prob(x + 0.05 * torch.randn(x.shape, generator=source)).mean()
 
     train(flow, loss, steps, source, data=table[:400], batch_size=200, lr=3e-3)
     with torch.no_grad():
-        return -flow.log_prob(table[400:]).mean().item()
+        return loss(table[400:].repeat(20, 1), runtime.generator(1000)).item()
 
 
 @case("CU-7")
@@ -237,7 +241,7 @@ def _():
 
 # --- One coupling.
 
-B = torch.linspace(-7, 7, 2001)
+B = torch.linspace(-7, 7, 2001, dtype=F64)
 WEIGHT = torch.softmax(-0.5 * B.square(), 0)
 M, SIGMA = torch.sin(2 * B), 0.3 + 0.2 * B.square()
 EXACT = 0.5 * (WEIGHT @ (M.square() + SIGMA.square() - 1 - 2 * SIGMA.log())).item()
@@ -258,7 +262,7 @@ def _():
         flow = Flow(coupling, StandardNormal([2]))
         train(flow, lambda: -flow.log_prob(sample(256, swapped)).mean(), 400, source)
         with torch.no_grad():
-            t, log_s = coupling(torch.stack([B, torch.zeros(len(B))], 1))  # what becomes of a = 0 is the shift
+            t, log_s = coupling.double()(torch.stack([B, torch.zeros_like(B)], 1))  # what becomes of a = 0 is the shift
             s, t = log_s.exp(), t[:, 1]
         after = 0.5 * ((s * M + t).square() + (s * SIGMA).square()) - s.log()
         return (WEIGHT @ (0.5 * (M.square() + SIGMA.square()) - after)).item() / EXACT
@@ -314,27 +318,39 @@ def _():
     }
 
 
+def over_normal(name, improvement, bins=32):
+    return at_best_angle(laws()[name], improvement, bins) / at_best_angle(laws()["normal"], improvement, bins)
+
+
 @case("CU-11")
 def _():
-    def ratio(name, bins=32, over=affine_improvement):
-        x = laws()[name]
-        return at_best_angle(x, additive_improvement, bins) / at_best_angle(x, over, bins)
+    return over_normal("disc", additive_improvement), {
+        "moons for the disc": over_normal("moons", additive_improvement),
+        "square for the disc": over_normal("square", additive_improvement),
+        "affine": over_normal("disc", affine_improvement),
+    }
 
-    return ratio("disc"), {
-        "moons for the disc": ratio("moons"),
-        "square for the disc": ratio("square"),
-        "bins of eight samples": ratio("disc", bins=2**11),
-        "additive over additive": ratio("disc", over=additive_improvement),
+
+@case("CU-20")
+def _():
+    return over_normal("disc", affine_improvement), {
+        "additive": over_normal("disc", additive_improvement),
+        "normal for the disc": over_normal("normal", affine_improvement),
+        "bins of eight samples": over_normal("disc", affine_improvement, bins=2**11),
+        "one bin": over_normal("disc", affine_improvement, bins=1),
     }
 
 
 # --- Layer by layer.
 
 
+RING = ring(20, radius=2 / math.sqrt(2.04), std=0.2 / math.sqrt(2.04))  # standardised: variance 2^2 / 2 + 0.2^2 before
+
+
 @functools.cache
 def ring_flow(kind="half"):
     source = runtime.generator(0)
-    x = ring(20).sample(2**14, source)
+    x = RING.sample(2**14, source)
     if kind in ("half", "full"):
         return fit_affine_layers(x, 40, num_bins=32, step={"half": 0.5, "full": 1.0}[kind], generator=source)
     blocks = []
@@ -348,12 +364,12 @@ def ring_flow(kind="half"):
     return Chain(*blocks)
 
 
-FRESH = ring(20).sample(2**14, runtime.generator(1))
+FRESH = RING.sample(2**14, runtime.generator(1))
 
 
 def ring_divergence(blocks, log_det=True):
     z, total = Chain(*blocks)(FRESH) if len(blocks) else (FRESH, 0.0)
-    return (ring(20).log_prob(FRESH) - StandardNormal([2]).log_prob(z) - log_det * total).mean().item()
+    return (RING.log_prob(FRESH) - StandardNormal([2]).log_prob(z) - log_det * total).mean().item()
 
 
 @case("CU-12")
@@ -400,8 +416,9 @@ def shear(eps):
     return lambda x: torch.stack([x[:, 0], x[:, 1] + A * (x[:, 0] / eps).sin()], 1)
 
 
-@case("CU-14")
-def _():
+@functools.cache
+def toy():
+    """(distance of samples, divergence) of shears by their epsilon, and of plain normals that may scale."""
     source, phases = runtime.generator(3), torch.arange(200) * 2 * math.pi / 200
     b, noise = torch.randn(2, 8000, generator=source)
     a = S * noise + A * (2 * math.pi * torch.rand(8000, generator=source)).sin()
@@ -411,37 +428,52 @@ def _():
         wide = torch.stack([b, a], 1)
         return sliced_wasserstein(x, wide, num_projections=30, generator=runtime.generator(0)).item()
 
-    def measures(eps):
+    def sheared(eps):
         return distance(shear(eps)(LATENT)), (log_q + 0.5 * ((a - A * (b / eps).sin()) / S).square()).mean().item()
-
-    def drop(coarse, fine):
-        return (coarse[0] / fine[0]) / (coarse[1] / fine[1])
 
     def normal(std):  # a plain normal of this width for a, which the likelihood can follow as well
         log_p = -0.5 * (a / std).square() - math.log(std / S)
         return distance(LATENT * torch.tensor([1, std / S])), (log_q - log_p).mean().item()
 
-    return drop(measures(1.0), measures(0.02)), {
-        "coarse only": drop(measures(1.0), measures(0.7)),
-        "the wrong way round": drop(measures(0.02), measures(1.0)),
-        "a coupling that may scale": drop(normal(S), normal(a.std().item())),
+    return {eps: sheared(eps) for eps in (1.0, 0.7, 0.02)}, [normal(S), normal(a.std().item())]
+
+
+@case("CU-14")
+def _():
+    by_eps, _ = toy()
+    return by_eps[0.02][0] / by_eps[1.0][0], {
+        "coarse only": by_eps[0.7][0] / by_eps[1.0][0],
+        "the wrong way round": by_eps[1.0][0] / by_eps[0.02][0],
+        "the divergence": by_eps[0.02][1] / by_eps[1.0][1],
+    }
+
+
+@case("CU-19")
+def _():
+    by_eps, (narrow, wide) = toy()
+    return by_eps[0.02][1] / by_eps[1.0][1], {
+        "the distance": by_eps[0.02][0] / by_eps[1.0][0],
+        "a coupling that may scale": wide[1] / narrow[1],
     }
 
 
 @case("CU-15")
 def _():
-    def worst(kind, **settings):
-        z, found = FRESH[:2000], []
-        for block in ring_flow(kind).bijections[:20]:
-            found.append(conditions(lambda x, block=block: block(x)[0], z, **settings))
-            z = block(z)[0]
-        return max(found)
+    def slope(conds, scales):
+        x, y = -torch.tensor(scales).log(), torch.tensor(conds).log()
+        return (torch.cov(torch.stack([x, y]))[0, 1] / x.var()).item()
 
-    blocks = worst("half")
-    return conditions(shear(0.02), LATENT) / blocks, {
-        "coarse oscillation": conditions(shear(0.5), LATENT) / blocks,
-        "largest singular value for condition number": conditions(shear(0.02), LATENT, True) / blocks,
-        "blocks for the oscillation": worst("full") / blocks,
+    def of_shear(*scales, **settings):
+        return slope([conditions(shear(eps), LATENT, **settings) for eps in scales], scales)
+
+    z, found = FRESH[:2000], []
+    for block in ring_flow("half").bijections[:20]:
+        found.append(conditions(lambda x, block=block: block(x)[0], z))
+        z = block(z)[0]
+    return of_shear(0.2, 0.1, 0.05, 0.02), {
+        "coarse oscillation": of_shear(5.0, 2.0, 1.0),
+        "largest singular value for condition number": of_shear(0.2, 0.1, 0.05, 0.02, largest_only=True),
+        "blocks for the oscillation": slope(found, [1 / k for k in range(1, 21)]),
     }
 
 

@@ -410,6 +410,22 @@ def test_batch_shapes(name):
         assert log_det.shape == (0, 3) and empty.shape[:2] == (0, 3)
 
 
+# Maps that work on any number of features, or whose width another one of these checks.
+ANY_WIDTH = ("Reshape", "Squeeze", "MultiScale", "Mixing", "mixer", "Logit", "Tar", "Patches", "tar", "fit", "Marginal")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(ANY_WIDTH)])
+def test_another_width_is_named(name):
+    f, (x, context) = build(name), data(name, 5)
+    width = x.shape[-f.event_ndim]
+    for features in [[0, *range(width)], *([[0]] if width > 1 else [])]:
+        points = x.index_select(-f.event_ndim, torch.tensor(features))
+        with pytest.raises(ValueError, match="^[xz]: got "):
+            f(points, context)
+        with pytest.raises(ValueError, match="^[xz]: got "):
+            f.inverse(points, context)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_float32_agrees_with_float64(name):
     exact, (x, context) = build(name), data(name, 16)

@@ -23,6 +23,7 @@ from refimpl.flows import (
     Diagonal,
     Flow,
     InvertibleLinear,
+    Permutation,
     RadialMixture,
     Reshape,
     StandardNormal,
@@ -222,6 +223,92 @@ def test_conditional_flow_is_a_likelihood_in_pyro():
 
     trace = pyro.poutine.trace(model).get_trace()
     torch.testing.assert_close(trace.log_prob_sum(), flow.log_prob(x, context).sum())
+
+
+# Gradients of the bases' samples
+
+
+def test_students_samples_have_the_gradient_of_torch_and_of_finite_differences():
+    """The means of x^2 have the expectation nu / (nu - 2) and the derivative -2 / (nu - 2)^2 in nu."""
+    law, n = StudentT([5.0, math.inf, 8.0]).double(), 200_000
+    x = law.sample([n], torch.Generator().manual_seed(0))
+    for j, (column, nu) in enumerate([(0, 5.0), (2, 8.0)]):
+        (gradient,) = torch.autograd.grad(x[:, column].square().mean(), law.log_df, retain_graph=True)
+        assert gradient[1 - j] == 0
+        assert gradient[j].item() == pytest.approx(-2 * nu / (nu - 2) ** 2, rel=0.1)
+        torch.manual_seed(1)
+        df = torch.tensor(nu, dtype=F64, requires_grad=True)
+        there = torch.distributions.StudentT(df).rsample((n,)).square().mean()
+        assert gradient[j].item() == pytest.approx(nu * torch.autograd.grad(there, df)[0].item(), rel=0.1)
+
+
+def test_each_of_students_samples_moves_along_its_quantile():
+    """With common normals and equal quantiles of the gamma variables, by scipy's inverse of their distribution."""
+    nu, step = 3.0, 1e-5
+    law = StudentT([nu]).double()
+    x = law.sample([6], torch.Generator().manual_seed(2))
+    normal = StandardNormal([1]).double().sample([6], torch.Generator().manual_seed(2))
+    gamma = nu / 2 * (normal / x.detach()).square()
+    level = stats.gamma.cdf(gamma.numpy(), nu / 2)
+    moved = [s * nu / 2 / stats.gamma.ppf(level, s * nu / 2) for s in (math.exp(step), math.exp(-step))]
+    expected = normal.numpy() * (np.sqrt(moved[0]) - np.sqrt(moved[1])) / (2 * step)
+    for i in range(6):
+        (gradient,) = torch.autograd.grad(x[i, 0], law.log_df, retain_graph=True)
+        assert gradient.item() == pytest.approx(expected[i, 0], rel=5e-3)
+
+
+def test_reverse_kl_finds_the_degrees_of_freedom():
+    target, generator = torch.distributions.StudentT(torch.tensor(3.0, dtype=F64)), torch.Generator().manual_seed(3)
+    flow = Flow(Diagonal(1), StudentT([12.0])).double()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=0.03)
+    for _ in range(300):
+        x, log_q = flow.sample_and_log_prob([1000], generator=generator)
+        loss = (log_q - target.log_prob(x[:, 0])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert flow.base.df.item() == pytest.approx(3, rel=0.15)
+    assert flow.bijection.log_scale.item() == pytest.approx(0, abs=0.1)
+
+
+def test_a_distribution_has_rsample_if_its_base_has():
+    for made, expected in ((StudentT([3.0]), True), (StandardNormal([1]), True), (RadialMixture(1, 3), False)):
+        flow = Flow(Diagonal(1), made)
+        distribution = flow.as_distribution()
+        assert distribution.has_rsample == made.has_rsample == expected
+        assert distribution.sample([4]).shape == (4, 1)
+        if expected:
+            gradients = torch.autograd.grad(distribution.rsample([4]).square().sum(), list(flow.parameters()))
+            assert all(g.abs().max() > 0 for g in gradients)
+        else:
+            for draw in (distribution.rsample, distribution.rsample_and_log_prob):
+                with pytest.raises(NotImplementedError, match="RadialMixture"):
+                    draw([4])
+            made.logits.requires_grad_(False)
+            assert distribution.has_rsample and distribution.rsample([4]).requires_grad
+
+
+# Shapes and types
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5, 7), (5,), ()])
+def test_bases_take_only_their_own_events(shape):
+    for made in (StandardNormal([2]), RadialMixture(2), StudentT([2.0, math.inf])):
+        with pytest.raises(ValueError, match="^z: got shape"):
+            made.log_prob(torch.zeros(shape))
+    with pytest.raises(ValueError, match="^z: got shape"):
+        StandardNormal([1, 2, 3]).log_prob(torch.zeros(5, 6))
+
+
+def test_a_flow_takes_only_points_of_its_width_and_precision():
+    flow = Flow(Diagonal(3), StandardNormal([1]))
+    with pytest.raises(ValueError, match=r"^x: got shape \(5, 1\), expected \(\*batch, 3\)"):
+        flow.log_prob(torch.zeros(5, 1))
+    with pytest.raises(ValueError, match="^z: got shape"):
+        flow.sample([5])
+    for bijection in (Diagonal(2), Permutation([1, 0])):
+        with pytest.raises(TypeError, match="^x: got torch.float64, expected torch.float32"):
+            Flow(bijection, StandardNormal([2])).log_prob(torch.zeros(5, 2, dtype=F64))
 
 
 BASES = {

@@ -74,6 +74,15 @@ def test_one_sweep_settles_one_feature(tau):
     close(log_slopes.sum(-1), log_det)
 
 
+@pytest.mark.parametrize("tau", [AffineMap(), SplineMap(bins=4)])
+def test_parameters_of_one_feature_are_those_of_all(tau):
+    made = stir(MADE(4, tau.num_params, order=[2, 0, 3, 1], width=16, dim_context=2))
+    for batch in ((7,), (), (0,)):
+        x, context = randn(*batch, 4), randn(*batch, 2, seed=1)
+        for i in range(4):
+            close(made.of_feature(i, x, context), made(x, context)[..., i::4])
+
+
 def test_the_inverse_survives_what_overflows_the_textbook_one():
     """Scales e^(2 x): a feature that still waits for the ones before it would be infinite, and 0 weight * inf is NaN."""
     f = MaskedAutoregressive(3, AffineMap(bound=1e6), depth=1).double()
@@ -118,5 +127,8 @@ def test_bad_arguments():
         MADE(3, 1, order=[0, 1, 1])
     with pytest.raises(ValueError, match="num_layers"):
         maf(2, 0)
+    for make in (maf, iaf):
+        with pytest.raises(TypeError, match="^order: "):
+            make(2, 1, order=[1, 0])
     with pytest.raises(TypeError, match="tau: got a GINMap"):
         MaskedAutoregressive(3, GINMap())

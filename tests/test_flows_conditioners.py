@@ -4,12 +4,24 @@ import copy
 import functools
 import io
 import math
+import pickle
 
 import pytest
 import torch
 
 from refimpl import runtime
-from refimpl.flows import AdditiveMap, AffineMap, Coupling, KernelConditioner, NanoFlow, SplineMap, coupling_flow
+from refimpl.flows import (
+    AdditiveMap,
+    AffineMap,
+    Chain,
+    Coupling,
+    Flow,
+    KernelConditioner,
+    NanoFlow,
+    SplineMap,
+    StandardNormal,
+    coupling_flow,
+)
 
 F64 = torch.float64
 
@@ -95,10 +107,37 @@ def test_what_is_shared_and_what_is_not(mode, same, same_projected):
     for p in flow.parameters():
         p.data.add_(0.5 * torch.randn_like(p))
     first, second = [coupling.net for coupling in flow.bijections]
-    assert first.shared[0] is second.shared[0] is flow.shared
+    assert first.shared is second.shared is flow.shared
     assert torch.equal(first(x), second(x)) == same
     second.own.load_state_dict(first.own.state_dict())
     assert torch.equal(first(x), second(x)) == same_projected
+
+
+@pytest.mark.parametrize("mode", ["naive", "full"])
+def test_a_part_of_the_flow_is_complete(mode):
+    flow = NanoFlow(2, 4, AffineMap(), mode, width=8)
+    part = Chain(*flow.bijections[:2])
+    assert {id(p) for p in flow.shared.parameters()} <= {id(p) for p in part.parameters()}
+    for p in flow.parameters():
+        p.data.add_(0.3 * torch.randn_like(p))
+    other = Chain(*NanoFlow(2, 4, AffineMap(), mode, width=8).bijections[:2])
+    other.load_state_dict(part.state_dict())
+    x = torch.randn(5, 2)
+    assert torch.equal(other(x)[0], part(x)[0])
+
+
+def test_the_saved_flow_has_the_shared_network_once_also_within_a_flow_and_misses_no_key():
+    flow, other = [Flow(NanoFlow(2, 3, AffineMap(), width=8), StandardNormal([2])) for _ in range(2)]
+    state = flow.state_dict()
+    pointers = [value.data_ptr() for value in state.values()]
+    assert len(set(pointers)) == len(pointers) and "bijection.shared.0.weight" in state
+    other.load_state_dict(state)
+    x = torch.randn(5, 2)
+    assert torch.equal(other.log_prob(x), flow.log_prob(x))
+    del state["bijection.shared.0.weight"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict(state)
+    assert pickle.loads(pickle.dumps(flow)).state_dict().keys() == flow.state_dict().keys()
 
 
 def test_embeddings_start_orthogonal():

@@ -7,7 +7,18 @@ from torch.nn import functional as F
 
 from refimpl import runtime
 from refimpl.autodiff import jacobian, log_det_jacobian
-from refimpl.flows import ActNorm, BlockTriangularLinear, InvertibleLinear, Reshape, Rotation, random_rotation
+from refimpl.flows import (
+    ActNorm,
+    BlockTriangularLinear,
+    InvertibleLinear,
+    KernelConditioner,
+    Planar,
+    Radial,
+    Reshape,
+    Rotation,
+    glow_step,
+    random_rotation,
+)
 
 F64 = torch.float64
 
@@ -100,6 +111,29 @@ def test_heavy_features_never_feed_light_ones():
     close(f(x)[1], torch.linalg.slogdet(j).logabsdet)
     mixed = stir(InvertibleLinear(5, generator=runtime.generator(0)))
     assert (jacobian(lambda v: mixed(v)[0], x)[:, :2, 2:] != 0).any()
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g: InvertibleLinear(3, generator=g),
+        lambda g: BlockTriangularLinear(1, 2, g),
+        lambda g: Rotation(3, g),
+        lambda g: Planar(3, g),
+        lambda g: Radial(3, g),
+        lambda g: KernelConditioner(2, 3, generator=g),
+        lambda g: glow_step(2, generator=g),
+    ],
+)
+def test_a_module_lies_on_the_default_device_wherever_its_generator_is(make):
+    """ "meta" holds no numbers and has no generator: a stand-in for a second device."""
+    with torch.device("meta"):
+        module = make(runtime.generator(0))
+    assert {t.device.type for t in module.state_dict().values()} == {"meta"}
+    assert {t.device.type for t in make(runtime.generator(0)).state_dict().values()} == {"cpu"}
 
 
 # Rotations

@@ -1,5 +1,6 @@
 """Residual flows against known determinants: bounds kept, series, roulette and its gradient; each check can fail."""
 
+import contextlib
 import copy
 import math
 
@@ -9,6 +10,7 @@ import torch
 from refimpl import runtime
 from refimpl.flows import Residual, residual, residual_flow
 from refimpl.flows.residual import LipschitzLinear, LipSwish, roulette_weights, unit_probes
+from refimpl.training import fit
 
 F64 = torch.float64
 
@@ -121,6 +123,68 @@ def test_the_inverse_has_the_derivatives_of_the_implicit_function_theorem():
         assert grad[0, 1].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-7)
 
 
+def test_without_gradients_the_inverse_is_as_exact_as_with_them():
+    """g(x) = -L x: the iteration's steps are L times the last, so that a small step is still far from the solution."""
+    block, _, _ = linear()
+    block.lipschitz = 0.98
+    block.net[0].lipschitz = 0.98
+    block.net[0].weight.data.copy_(-0.98 * torch.eye(4, dtype=F64))
+    block.net[0].refresh()
+    block.net[0].bias.data.zero_()
+    block.max_iterations, z = 3000, 1 + randn(5, 4).abs()
+    with torch.no_grad():
+        errors = [(block.inverse(z)[0] * 0.02 - z).abs().max().item()]
+        block.lipschitz = 0.01  # as if no further step were needed
+        errors.append((block.inverse(z)[0] * 0.02 - z).abs().max().item())
+    assert errors[0] < 0.1 * errors[1]
+
+
+def test_forward_runs_g_once(monkeypatch):
+    for method in ("exact", "series", "roulette"):
+        block, calls = stretched(method=method), []
+        original = block.g
+        monkeypatch.setattr(block, "g", lambda *args, f=original, calls=calls: calls.append(1) or f(*args))
+        x = randn(3, 4)
+        torch.testing.assert_close(block(x)[0], x + original(x))
+        assert len(calls) == 1
+
+
+# Resuming
+
+
+def test_a_resumed_run_is_exact_if_fit_has_the_generator_of_the_module(tmp_path):
+    def train(steps, given, checkpoint=None):
+        torch.manual_seed(0)
+        generator = runtime.generator(1)
+        block = Residual(2, width=4, method="roulette", generator=generator)
+        data = torch.randn(8, 2)
+
+        def loss(x):
+            if len(seen) == steps:
+                raise KeyboardInterrupt
+            seen.append(1)
+            z, log_det = block(x)
+            return (0.5 * z.square().sum(-1) - log_det).mean()
+
+        seen = []
+        settings = dict(num_steps=6, data=data, batch_size=4, progress=False, evaluate_every=100)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit(
+                block,
+                loss,
+                generator=generator if given else None,
+                checkpoint=checkpoint,
+                checkpoint_every=1,
+                **settings,
+            )
+        return block.net[0].weight.detach()
+
+    for given in (True, False):
+        path = tmp_path / f"{given}.pt"
+        train(3, given, path)
+        assert torch.equal(train(100, given, path), train(100, given)) == given
+
+
 # Log-determinant
 
 
@@ -210,7 +274,20 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"lipschitz: got 1.0, expected a number in \(0, 1\)"):
         Residual(2, lipschitz=1.0)
     with pytest.raises(ValueError, match="method: got 'magic'"):
-        Residual(2, method="magic")(torch.zeros(2))
+        Residual(2, method="magic")
+    block = Residual(2)
+    block.method = "magic"
+    with pytest.raises(ValueError, match="method: got 'magic'"):
+        block(torch.zeros(2))
+    for name, value in {
+        "tail": "uniform",
+        "rate": 1.5,
+        "num_exact": (-1, 2),
+        "num_terms": 0,
+        "num_probes": 0,
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name}: got"):
+            Residual(2, **{name: value})
     with pytest.raises(ValueError, match="tail: got"):
         roulette_weights(2, "uniform")
     with pytest.raises(ValueError, match="rate: got 1.5"):

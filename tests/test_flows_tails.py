@@ -25,7 +25,7 @@ F64 = torch.float64
 
 
 def student(nu, n, dim, seed=0):
-    return StudentT([nu] * dim).double().sample([n], runtime.generator(seed))
+    return StudentT([nu] * dim, learned=False).double().sample([n], runtime.generator(seed))
 
 
 def shaken(module, scale=0.2):
@@ -136,5 +136,7 @@ def test_bad_arguments_are_named():
         hill_index(torch.randn(10), 10)
     with pytest.raises(ValueError, match="x: has values"):
         tail_index(torch.full((10, 2), math.nan))
+    with pytest.raises(TypeError, match="^order: "):
+        tail_adaptive_flow([2.0, math.inf], 1, order=[1, 0])
     with pytest.raises(ValueError, match="num_heavy: got"):
         sample_heavy_copula(10, 9)

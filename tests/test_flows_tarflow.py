@@ -153,7 +153,7 @@ def test_learns_what_a_normal_density_cannot():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="num_heads: got 3, expected a divisor of width=64"):
         tarflow((1, 4, 4), num_heads=3)
-    with pytest.raises(ValueError, match="size: got 3"):
+    with pytest.raises(ValueError, match="patch: got 3"):
         tarflow((1, 4, 4), 3)
     with pytest.raises(TypeError, match="tau: got a GINMap"):
         tarflow((1, 4, 4), tau=GINMap())

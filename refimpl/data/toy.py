@@ -35,24 +35,32 @@ class GaussianMixture:
         weights: Tensor | Sequence[float | int] | None = None,
     ):
         self.means = torch.as_tensor(means)
-        if self.means.ndim != 2 or not self.means.is_floating_point():
-            raise ValueError(f"means: got shape {tuple(self.means.shape)}, expected floats of shape (components, dim)")
+        if self.means.ndim != 2 or not self.means.is_floating_point() or not self.means.numel():
+            got = f"{self.means.dtype} of shape {tuple(self.means.shape)}"
+            raise ValueError(f"means: got {got}, expected floats of shape (components, dim)")
+        if not self.means.isfinite().all():
+            raise ValueError("means: has values that are not finite")
         number = len(self.means)
-        std = torch.as_tensor(std).to(self.means).expand(number)
-        weights = torch.ones_like(std) if weights is None else torch.as_tensor(weights).to(self.means)
+        std = torch.as_tensor(std).to(self.means)
+        std = std.expand(number) if std.ndim == 0 else std
+        weights = self.means.new_ones(number) if weights is None else torch.as_tensor(weights).to(self.means)
         for name, values in (("std", std), ("weights", weights)):
-            if values.shape != (number,) or not (values > 0).all():
+            if values.shape != (number,) or not (values > 0).all() or not values.isfinite().all():
                 raise ValueError(f"{name}: got {values.tolist()}, expected {number} positive numbers")
         self.std, self.weights = std, weights / weights.sum()
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """log p(x) in nats."""
         dim = self.means.shape[1]
+        if not isinstance(x, Tensor) or x.shape[-1:] != (dim,):
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x: got {got}, expected a tensor of shape (*batch, {dim})")
         squares = (x.unsqueeze(-2) - self.means).square().sum(-1) / self.std.square()
         return torch.logsumexp(self.weights.log() - dim * (self.std * math.sqrt(2 * math.pi)).log() - squares / 2, -1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n dim"]:
         """n points; the random numbers come from the generator's device."""
+        check_sizes(n=n)
         where = generator.device if generator else self.means.device
         which = torch.multinomial(self.weights.to(where), n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], dtype=self.means.dtype, device=where, generator=generator)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refimpl._checks import check_sizes
-from refimpl.flows.bijection import Bijection, Chain, Inverse, Pair
+from refimpl.flows.bijection import Bijection, Chain, Inverse, Pair, check_maker
 from refimpl.flows.conditioners import join, zero_last
-from refimpl.flows.elementwise import AffineMap, ElementwiseMap, GINMap
+from refimpl.flows.elementwise import AffineMap, ElementwiseMap, check_separate_map
 
 __all__ = ["MADE", "MaskedAutoregressive", "iaf", "maf"]
 
@@ -78,6 +78,12 @@ class MADE(nn.Module):
         """Raw parameters, shape (*batch, num_params * dim)."""
         return self.net(join(x, context, self.dim_context))
 
+    def of_feature(self, i: int, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Those of feature i alone, shape (*batch, num_params), without computing the others."""
+        last, rows = self.net[-1], slice(i, None, len(self.order))
+        hidden = self.net[:-1](join(x, context, self.dim_context))
+        return F.linear(hidden, last.weight[rows] * last.mask[rows], last.bias[rows])
+
 
 class MaskedAutoregressive(Bijection):
     """z_i = tau(x_i; h_i(x_before i, context)) with the h_i from one `MADE`: forward in one pass, inverse in `dim`.
@@ -95,26 +101,30 @@ class MaskedAutoregressive(Bijection):
 
     def __init__(self, dim: int, tau: ElementwiseMap, **settings):
         super().__init__()
-        if isinstance(tau, GINMap):
-            raise TypeError(
-                "tau: got a GINMap, whose scales depend on all features; expected one that acts on each alone"
-            )
+        check_separate_map(tau)
         self.dim, self.tau, self.made = dim, tau, MADE(dim, tau.num_params, **settings)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, self.dim)
         z, log_slopes = self.tau.forward(x, self.made(x, context))
         return z, log_slopes.sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
         """One sweep a feature, each of which settles that feature for good, so that the result is exact."""
+        self.check_width("z", z, self.dim)
         x, log_det, features = torch.zeros_like(z), self.zeros(z), torch.arange(self.dim, device=z.device)
         for i in self.made.order:
-            params = self.made(x, context)[..., i :: self.dim]
-            settled, log_slope = self.tau.inverse(z[..., i, None], params)
+            settled, log_slope = self.tau.inverse(z[..., i, None], self.made.of_feature(i, x, context))
             # Features not yet settled stay 0: what is wrong could be infinite, and 0 weight * inf is not 0.
             x = torch.where(features == i, settled, x)
             log_det = log_det + log_slope[..., 0]
         return x, log_det
+
+
+def check_no_order(settings: dict) -> None:
+    """Raise TypeError if an order of features is among the settings of a flow that has its own."""
+    if "order" in settings:
+        raise TypeError("order: the layers' orders are fixed here; chain `MaskedAutoregressive` layers for another one")
 
 
 def maf(
@@ -134,9 +144,14 @@ def maf(
         mix: called with `dim` before each layer but the first; makes a bijection to put there, such as an `ActNorm`.
         **settings: of `MADE`: width, depth, activation, dim_context.
 
+    Raises:
+        TypeError: if an `order` is among the settings.
+
     Source: Papamakarios, Pavlakou, Murray 2017 (arXiv 1705.07057).
     """
     check_sizes(dim=dim, num_layers=num_layers)
+    check_maker("mix", mix)
+    check_no_order(settings)
     layers: list[Bijection] = []
     for i in range(num_layers):
         if mix and i:

@@ -8,23 +8,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refimpl._checks import check_positive, check_sizes
+from refimpl.flows.bijection import check_shape
 
 __all__ = ["Base", "RadialMixture", "StandardNormal", "StudentT"]
 
 
 class Base(nn.Module):
-    """Density of latents: `log_prob(z)` and `sample(shape, generator)`, over events of shape `event_shape`."""
+    """Density of latents: `log_prob(z)` and `sample(shape, generator)`, over events of shape `event_shape`.
+
+    Attributes:
+        has_rsample: whether samples carry the gradient of all parameters, as reverse KL needs.
+    """
 
     event_shape: tuple[int, ...]
+    has_rsample: bool = True
 
     def __init__(self, event_shape: Sequence[int]):
         super().__init__()
-        check_sizes(**{f"event_shape[{i}]": n for i, n in enumerate(event_shape)})
+        check_shape("event_shape", event_shape, low=1)
+        if not len(event_shape):
+            raise ValueError("event_shape: got (), expected one size or more")
         self.event_shape = tuple(event_shape)
         self.register_buffer("like", torch.zeros(()), persistent=False)  # carries dtype and device
 
     def log_prob(self, z: Tensor) -> Float[Tensor, "*batch"]:
-        """log p_Z(z) in nats, shape (*batch,)."""
+        """log p_Z(z) in nats, shape (*batch,). Raises ValueError if `z` does not end in the shape of an event."""
         raise NotImplementedError
 
     def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -32,9 +40,15 @@ class Base(nn.Module):
         raise NotImplementedError
 
     def _normal(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        check_shape("shape", shape)
         where = generator.device if generator else self.like.device
         noise = torch.randn(*shape, *self.event_shape, dtype=self.like.dtype, device=where, generator=generator)
         return noise.to(self.like.device)
+
+    def _check(self, z: Tensor) -> None:
+        shape = self.event_shape
+        if z.shape[max(z.ndim - len(shape), 0) :] != shape:
+            raise ValueError(f"z: got shape {tuple(z.shape)}, expected (*batch, {', '.join(map(str, shape))})")
 
     def _sum(self, x: Tensor) -> Tensor:
         return x.flatten(-len(self.event_shape)).sum(-1)
@@ -48,6 +62,7 @@ class StandardNormal(Base):
     """
 
     def log_prob(self, z: Tensor) -> Tensor:
+        self._check(z)
         return -0.5 * self._sum(z.square() + math.log(2 * math.pi))
 
     def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
@@ -69,6 +84,7 @@ class RadialMixture(Base):
     """
 
     def __init__(self, dim: int, num_components: int = 4, spread: float = 10.0):
+        check_sizes(dim=dim)
         super().__init__([dim])
         check_sizes(num_components=num_components)
         check_positive("spread", spread)
@@ -76,7 +92,13 @@ class RadialMixture(Base):
         self.log_width = nn.Parameter(torch.linspace(-half, half, num_components))
         self.logits = nn.Parameter(torch.zeros(num_components))
 
+    @property
+    def has_rsample(self) -> bool:
+        """False while the logits are learned: which component a sample comes from has no derivative in them."""
+        return not self.logits.requires_grad
+
     def log_prob(self, z: Tensor) -> Tensor:
+        self._check(z)
         dim = self.event_shape[0]
         radius = z.square().sum(-1, keepdim=True) * (-2 * self.log_width).exp()
         heights = self.logits.log_softmax(0) - dim * (self.log_width + 0.5 * math.log(2 * math.pi))
@@ -106,9 +128,9 @@ class StudentT(Base):
 
     def __init__(self, df: Sequence[float] | Tensor, *, learned: bool = True):
         df = torch.as_tensor(df, dtype=torch.get_default_dtype())
-        super().__init__(df.shape)
-        if df.ndim != 1 or not (df > 0).all():
+        if df.ndim != 1 or not len(df) or not (df > 0).all():
             raise ValueError(f"df: got {df.tolist()}, expected a list of degrees of freedom > 0, one a feature")
+        super().__init__(df.shape)
         self.register_buffer("heavy", df.isfinite())
         self.log_df = nn.Parameter(df[self.heavy].log(), requires_grad=learned)
 
@@ -119,6 +141,7 @@ class StudentT(Base):
         return df.masked_scatter(self.heavy, self.log_df.exp())
 
     def log_prob(self, z: Tensor) -> Tensor:
+        self._check(z)
         nu, t = self.log_df.exp(), z[..., self.heavy]
         constant = torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2) - 0.5 * (math.pi * nu).log()
         tails = constant - (nu + 1) / 2 * torch.log1p(t.square() / nu)
@@ -126,10 +149,10 @@ class StudentT(Base):
         return tails.sum(-1) + normal.sum(-1)
 
     def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        """Latents (*shape, dim). The divisor is drawn without gradient in nu."""
-        normal, nu = self._normal(shape, generator), self.log_df.detach().exp()
+        """Latents (*shape, dim), differentiable in nu: the gamma variables carry its implicit gradient."""
+        normal, nu = self._normal(shape, generator), self.log_df.exp()
         where = generator.device if generator else normal.device
         # A chi-squared variable with nu degrees of freedom is twice a Gamma(nu / 2) one.
         gamma = torch._standard_gamma((nu / 2).to(where).expand(*shape, len(nu)).contiguous(), generator=generator)
-        scale = (nu / (2 * gamma.to(normal.device))).sqrt()
+        scale = (nu / (2 * gamma.to(normal.device).clamp_min(torch.finfo(nu.dtype).tiny))).sqrt()
         return normal.masked_scatter(self.heavy.expand_as(normal), normal[..., self.heavy] * scale)

@@ -1,6 +1,6 @@
 """Networks that turn the passive half of a coupling, and a context, into the parameters of its elementwise map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +50,24 @@ class Conditioner(nn.Module):
         return self.net(join(passive, context, self.dim_context))
 
 
+def check_context(context: Tensor | None, batch: Sequence[int], dim_context: int) -> None:
+    """Raise ValueError unless the context has `dim_context` features, for a batch or for all of it."""
+    wanted = f"shape (*batch, {dim_context}), with batch = {tuple(batch)} or none"
+    if not isinstance(context, Tensor):
+        raise ValueError(f"context: got {context!r}, expected {wanted}")
+    given = context.shape[:-1]
+    fits = len(given) <= len(batch) and all(n in (1, m) for n, m in zip(given[::-1], batch[::-1], strict=False))
+    if context.shape[-1:] != (dim_context,) or not fits:
+        raise ValueError(f"context: got shape {tuple(context.shape)}, expected {wanted}")
+
+
 def join(x: Tensor, context: Tensor | None, dim_context: int) -> Tensor:
     """(x, context) side by side along the features.
 
     Raises:
-        ValueError: if the context is missing, or not of `dim_context` features.
+        ValueError: if the context is missing, not of `dim_context` features, or of another batch.
     """
     if dim_context == 0:
         return x
-    if context is None or context.shape[-1] != dim_context:
-        got = None if context is None else tuple(context.shape)
-        raise ValueError(f"context: got {got}, expected shape (*batch, {dim_context})")
+    check_context(context, x.shape[:-1], dim_context)
     return torch.cat([x, context.expand(*x.shape[:-1], dim_context)], -1)

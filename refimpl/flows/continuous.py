@@ -46,7 +46,8 @@ class Continuous(Bijection):
             unbiased, and of other noise in the two directions.
         kind: distribution of the probes, see `refimpl.autodiff.probe_vectors`.
         adjoint: whether the gradient comes from the adjoint equation.
-        generator: of the probes.
+        generator: of the probes; its state is no part of the module. Give the same one to `fit(generator=...)`: then a
+            run that is resumed from its checkpoint continues exactly.
         **settings: of `Velocity`.
 
     Attributes:
@@ -76,6 +77,10 @@ class Continuous(Bijection):
         check_positive("tolerance", tolerance)
         if trace not in ("exact", "hutchinson"):
             raise ValueError(f"trace: got {trace!r}, expected 'exact' or 'hutchinson'")
+        if velocity is not None and (not callable(velocity) or settings):
+            got = f"settings {sorted(settings)} beside it" if callable(velocity) else repr(velocity)
+            raise TypeError(f"velocity: got {got}, expected a function of (t, x, context) and no settings")
+        self.dim = dim
         self.velocity = Velocity(dim, **settings) if velocity is None else velocity
         self.num_steps, self.tolerance, self.trace, self.kind = num_steps, tolerance, trace, kind
         self.adjoint, self.generator, self.num_evaluations = adjoint, generator, 0
@@ -83,6 +88,7 @@ class Continuous(Bijection):
     def _solve(self, x: Tensor, context: Tensor | None, times: tuple[float, float]) -> Pair:
         from torchdiffeq import odeint, odeint_adjoint
 
+        self.check_width("x" if times[0] == 0 else "z", x, self.dim)
         if x.numel() == 0:
             return x, self.zeros(x)
         self.num_evaluations = 0
@@ -92,6 +98,8 @@ class Continuous(Bijection):
         def field(t: Tensor, state: Pair) -> Pair:
             self.num_evaluations += 1
             v, pull = torch.func.vjp(lambda x: self.velocity(t, x, context), state[0])
+            if v.shape != x.shape:
+                raise ValueError(f"velocity: returned shape {tuple(v.shape)}, expected that of x, {tuple(x.shape)}")
             return v, (torch.vmap(lambda w: pull(w)[0])(probes) * probes).sum(-1).mean(0)
 
         steps: dict = {"method": "dopri5", "rtol": self.tolerance, "atol": self.tolerance}
@@ -99,7 +107,7 @@ class Continuous(Bijection):
             n = self.num_steps + 1
             steps = {
                 "method": "rk4",
-                "options": {"grid_constructor": lambda f, y, t: torch.linspace(t[0], t[-1], n, dtype=t.dtype)},
+                "options": {"grid_constructor": lambda f, y, t: torch.linspace(t[0], t[-1], n).to(t)},
             }
         solve = odeint
         if self.adjoint:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from refimpl._checks import check_sizes
-from refimpl.flows.bijection import Bijection, Chain, Diagonal, Pair
+from refimpl.flows.bijection import Bijection, Chain, Diagonal, Pair, check_maker
 from refimpl.flows.conditioners import Conditioner
-from refimpl.flows.elementwise import AdditiveMap, ElementwiseMap
+from refimpl.flows.elementwise import AdditiveMap, ElementwiseMap, check_map
 
 __all__ = ["Coupling", "coupling_flow", "nice"]
 
@@ -46,11 +46,14 @@ class Coupling(Bijection):
         check_sizes(dim=dim)
         if dim < 2:
             raise ValueError(f"dim: got {dim}, expected at least 2, because a coupling has two halves")
+        check_map(tau)
+        check_maker("net", net)
         self.sizes, self.tau, self.swap, self.event_ndim = [dim // 2, dim - dim // 2], tau, swap, event_ndim
         active, passive = self.sizes if swap else self.sizes[::-1]
         self.net = net(passive, active * tau.num_params)
 
-    def _run(self, x: Tensor, context: Tensor | None, move: Callable) -> Pair:
+    def _run(self, name: str, x: Tensor, context: Tensor | None, move: Callable) -> Pair:
+        self.check_width(name, x, sum(self.sizes))
         first, last = x.split(self.sizes, -self.event_ndim)
         if self.swap:
             first, log_slopes = move(first, self.net(last, context), -self.event_ndim)
@@ -59,10 +62,10 @@ class Coupling(Bijection):
         return torch.cat([first, last], -self.event_ndim), log_slopes.flatten(-self.event_ndim).sum(-1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        return self._run(x, context, self.tau.forward)
+        return self._run("x", x, context, self.tau.forward)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        return self._run(z, context, self.tau.inverse)
+        return self._run("z", z, context, self.tau.inverse)
 
 
 def coupling_flow(
@@ -87,6 +90,7 @@ def coupling_flow(
         dim_context: features of the context, 0 for none.
     """
     check_sizes(num_layers=num_layers)
+    check_maker("mix", mix)
 
     def net(dim_in: int, dim_out: int) -> Conditioner:
         return Conditioner(dim_in, dim_out, width=width, depth=depth, dim_context=dim_context)

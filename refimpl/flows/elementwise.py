@@ -33,6 +33,12 @@ class ElementwiseMap:
         raise NotImplementedError
 
 
+def check_map(tau: object) -> None:
+    """Raise TypeError unless ``tau`` is an elementwise map."""
+    if not isinstance(tau, ElementwiseMap):
+        raise TypeError(f"tau: got {tau!r}, expected an ElementwiseMap such as AffineMap()")
+
+
 class AdditiveMap(ElementwiseMap):
     """z = x + t: NICE. Keeps volumes. Source: Dinh, Krueger, Bengio 2015 (arXiv 1410.8516), Eq. (8)."""
 
@@ -87,3 +93,10 @@ class GINMap(AffineMap):
     def _log_scale_and_shift(self, params: Tensor, dim: int) -> Pair:
         s, t = super()._log_scale_and_shift(params, dim)
         return s - s.flatten(dim).mean(-1).view(*s.shape[: s.ndim + dim], *[1] * -dim), t
+
+
+def check_separate_map(tau: object) -> None:
+    """Raise TypeError unless ``tau`` is an elementwise map that moves each feature alone."""
+    check_map(tau)
+    if isinstance(tau, GINMap):
+        raise TypeError("tau: got a GINMap, whose scales depend on all features; expected one that acts on each alone")

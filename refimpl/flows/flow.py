@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from refimpl.flows.bases import Base
-from refimpl.flows.bijection import Bijection
+from refimpl.flows.bijection import Bijection, check_bijection, check_shape
 
 __all__ = ["Flow", "FlowDistribution"]
 
@@ -31,6 +31,9 @@ class Flow(nn.Module):
 
     def __init__(self, bijection: Bijection, base: Base):
         super().__init__()
+        check_bijection("bijection", bijection)
+        if not isinstance(base, Base):
+            raise TypeError(f"base: got {type(base).__name__}, expected a Base such as StandardNormal")
         if bijection.event_ndim != len(base.event_shape):
             raise ValueError(
                 f"base: got events of shape {base.event_shape}, expected {bijection.event_ndim} dimensions"
@@ -46,13 +49,16 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: if `x` does not end in the shape of an event.
-            TypeError: if `x` is not floating-point.
+            TypeError: if `x` is not floating-point, or of another precision than the bijection's parameters.
         """
         shape = self.base.event_shape
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a floating-point tensor")
         if x.shape[x.ndim - len(shape) :] != shape:
             raise ValueError(f"x: got shape {tuple(x.shape)}, expected (*batch, {', '.join(map(str, shape))})")
+        like = next(self.bijection.parameters(), self.base.like)
+        if x.dtype != like.dtype:
+            raise TypeError(f"x: got {x.dtype}, expected {like.dtype} like the flow's parameters: convert one of them")
         z, log_det = self.bijection(x, context)
         return self.base.log_prob(z) + log_det
 
@@ -60,6 +66,9 @@ class Flow(nn.Module):
         self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws from p(x | context), differentiable in the bijection's parameters.
+
+        They are so in the base's as well if `base.has_rsample`; a `RadialMixture` has no gradient of its logits here, so
+        that reverse KL would not train them.
 
         Args:
             shape: how many, for each context.
@@ -75,6 +84,8 @@ class Flow(nn.Module):
         self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `sample`, with log p of each sample, at the price of one pass."""
+        check_shape("shape", shape)
+        _check_context(context)
         batch = tuple(shape)
         if context is not None:
             batch += tuple(context.shape[:-1])
@@ -85,20 +96,31 @@ class Flow(nn.Module):
 
     def as_distribution(self, context: Tensor | None = None) -> "FlowDistribution":
         """p(. | context) for every library that speaks `torch.distributions`; contexts become the batch shape."""
+        _check_context(context)
         return FlowDistribution(self, context)
+
+
+def _check_context(context: Tensor | None) -> None:
+    if context is not None and not (isinstance(context, Tensor) and context.ndim):
+        got = "a number" if isinstance(context, Tensor) else type(context).__name__
+        raise TypeError(f"context: got {got}, expected a tensor of shape (*batch, dim_context)")
 
 
 class FlowDistribution(Distribution):
     """`torch.distributions` face of a flow; see `Flow.as_distribution`."""
 
     arg_constraints: dict[str, Any] = {}
-    has_rsample = True
 
     def __init__(self, flow: Flow, context: Tensor | None = None, batch_shape: torch.Size | None = None):
         self.flow, self.context = flow, context
         if batch_shape is None:
             batch_shape = torch.Size() if context is None else context.shape[:-1]
         super().__init__(batch_shape, torch.Size(flow.base.event_shape), validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:
+        """That of the base: whether samples carry the gradient of every parameter."""
+        return self.flow.base.has_rsample
 
     @property
     def support(self) -> Any:
@@ -111,11 +133,21 @@ class FlowDistribution(Distribution):
             value = value.expand(*batch, *self.event_shape)
         return self.flow.log_prob(value, self.context).expand(batch)
 
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self._draw(sample_shape)[0]
+
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Samples with gradients in every parameter; NotImplementedError if the base has none."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Samples with their log-density in one pass."""
+        """Samples with their log-density in one pass; NotImplementedError as for `rsample`."""
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self.flow.base).__name__}: samples have no gradient in all parameters")
+        return self._draw(sample_shape)
+
+    def _draw(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         shape = (*sample_shape, *self.batch_shape)
         if self.context is None:
             return self.flow.sample_and_log_prob(shape)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refimpl._checks import check_positive, check_sizes, check_tensor
+from refimpl.flows.linear import random_rotation
 
 __all__ = [
     "best_scales",
@@ -34,20 +35,14 @@ __all__ = [
 def haar(
     dim: int, *batch: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64
 ) -> Float[Tensor, "*batch dim dim"]:
-    """Orthogonal matrices from the uniform (Haar) distribution on O(dim), on the generator's device.
-
-    The Q of a Gaussian matrix is uniform only once its columns have the signs that make R's diagonal positive.
-
-    Source: Mezzadri 2007 (arXiv math-ph/0609050), Sec. 5.
+    """`random_rotation`, many at once: orthogonal matrices from the Haar distribution on O(dim), on the generator's device.
 
     >>> q = haar(3, generator=torch.Generator().manual_seed(0))
     >>> torch.allclose(q @ q.mT, torch.eye(3, dtype=q.dtype))
     True
     """
     check_sizes(dim=dim)
-    where = generator.device if generator else None
-    q, r = torch.linalg.qr(torch.randn(*batch, dim, dim, dtype=dtype, device=where, generator=generator))
-    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return random_rotation(dim, generator, batch).to(dtype)
 
 
 def correlation(sigma: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch dim dim"]:
@@ -86,7 +81,7 @@ def expected_layers(dim: int, factor: float | int) -> float:
 def gain_bounds(sigma: Float[Tensor, "*batch dim dim"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Bounds 2 / (k^2 (dim + 2)) and 2 k^2 / (dim + 2) of the mean share of the loss that a random layer removes.
 
-    k is the condition number of the correlation matrix `sigma`. The upper bound says nothing once it exceeds 1.
+    The mean is over Haar-random rotations; k is the condition number of `sigma`, whose trace must be dim. The upper bound says nothing once it exceeds 1.
     """
     values, dim = torch.linalg.eigvalsh(sigma), sigma.shape[-1]
     squared = (values[..., -1] / values[..., 0]).square()
@@ -177,8 +172,9 @@ def best_scales(
             product = log_scale.exp().unsqueeze(-1) * (rotation @ product)
         return product.square().sum() / 2 - s.sum() + constant
 
+    where = generator.device if generator else None
     for _ in range(restarts):
-        noise = torch.randn(rotations.shape[:-1], dtype=sigma.dtype, generator=generator)
+        noise = torch.randn(rotations.shape[:-1], dtype=sigma.dtype, device=where, generator=generator)
         s = (0.3 * noise).to(sigma).requires_grad_()
         optimizer = torch.optim.LBFGS(
             [s],

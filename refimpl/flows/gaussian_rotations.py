@@ -18,8 +18,9 @@ def pca_rotation(x: Float[Tensor, "n dim"], generator: torch.Generator | None = 
 
 
 def ica_rotation(x: Float[Tensor, "n dim"], generator: torch.Generator | None = None) -> Float[Tensor, "dim dim"]:
-    """Orthogonal unmixing matrix of FastICA (scikit-learn), without whitening, as the data are close to white after a layer.
+    """Orthogonal unmixing matrix of FastICA (scikit-learn), without whitening.
 
+    It assumes uncorrelated coordinates of equal variance; where a layer has left correlations, the rotation is poor.
     On data without non-Gaussian directions it does not converge, and the warning that says so is left out: its last
     iterate is a rotation all the same.
 

@@ -43,7 +43,8 @@ class MarginalGaussianization(Bijection):
         dim: number of coordinates.
         bins: pieces of the spline between the outer knots.
 
-    Source: Draxler et al. 2023 (arXiv 2306.13520) and its code; knots by Dai and Seljak 2021 (arXiv 2007.00674).
+    Source: Draxler et al. 2023 (arXiv 2306.13520) and its code, after Dai and Seljak 2021 (arXiv 2007.00674); knots at
+    equal distances are ours, theirs are at equal quantiles.
 
     >>> x = torch.rand(50_000, 2, generator=torch.Generator().manual_seed(0))
     >>> z, log_det = MarginalGaussianization(2).fit(x)(x)
@@ -165,8 +166,9 @@ class MarginalGaussianization(Bijection):
         share = (inside - low) / rise
         bend = share * (first + last - 2)
         b = first - bend
-        # Of the two forms of the quadratic's root this one stays exact as its leading coefficient goes to 0.
-        xi = 2 * share / (b + (b.square() + 4 * (1 - first + bend) * share).clamp_min(0).sqrt())
+        # Of the two forms of the root of (1 - b) xi^2 + b xi = share, the one that adds numbers of one sign.
+        q = b.abs() + (b.square() + 4 * (1 - b) * share).clamp_min(0).sqrt()
+        xi = torch.where(b < 0, q, 2 * share) / torch.where(b < 0, 2 * (1 - b), q)
         mix = xi * (1 - xi)
         log_slope = self._log_slope(xi, mix, rise, first, last, 1 + (first + last - 2) * mix)
         log_slope = torch.where(z == inside, log_slope, 0)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refimpl._checks import check_sizes
-from refimpl.flows.bijection import Bijection, Chain, Pair
-from refimpl.flows.conditioners import join, zero_last
+from refimpl.flows.bijection import Bijection, Chain, Pair, check_bijection
+from refimpl.flows.conditioners import check_context, join, zero_last
 from refimpl.flows.coupling import Coupling
 from refimpl.flows.elementwise import AffineMap, ElementwiseMap
 from refimpl.flows.linear import ActNorm, InvertibleLinear
@@ -44,6 +44,8 @@ def depth_to_space(
     x: Float[Tensor, "*batch channels rows columns"], factor: int
 ) -> Float[Tensor, "*batch channels_out rows_out columns_out"]:
     """The inverse of `space_to_depth`."""
+    if x.shape[-3] % factor**2:
+        raise ValueError(f"x: got {x.shape[-3]} channels, expected a multiple of {factor**2}")
     blocks = x.unflatten(-3, (x.shape[-3] // factor**2, factor, factor))
     return blocks.movedim((-4, -3), (-3, -1)).flatten(-2).flatten(-3, -2)
 
@@ -51,7 +53,8 @@ def depth_to_space(
 class Squeeze(Bijection):
     """Space to depth: (channels, rows, columns) -> (4 channels, rows / 2, columns / 2); keeps volumes.
 
-    Unlike other bijections it changes the shape of an event.
+    Unlike other bijections it changes the shape of an event, so that a `Flow`, whose base has the shape of the data,
+    cannot use it alone: undo it within the same `Chain` by `Inverse(Squeeze())`, or take `MultiScale`.
 
     Source: Dinh, Sohl-Dickstein, Bengio 2017 (arXiv 1605.08803), Sec. 3.6.
     """
@@ -82,6 +85,9 @@ class MultiScale(Bijection):
 
     def __init__(self, scale: Bijection, rest: Bijection | None = None):
         super().__init__()
+        check_bijection("scale", scale)
+        if rest is not None:
+            check_bijection("rest", rest)
         self.scale, self.rest = scale, rest
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
@@ -137,6 +143,8 @@ class ConvConditioner(nn.Module):
 
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """Raw parameters, shape (*batch, channels_out, rows, columns)."""
+        if self.dim_context:
+            check_context(context, passive.shape[:-3], self.dim_context)
         pixel_context = None if context is None else context[..., None, None, :]
         x = join(passive.movedim(-3, -1), pixel_context, self.dim_context).movedim(-1, -3)
         params = self.net(x.reshape(-1, *x.shape[-3:]))

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from refimpl._checks import check_sizes
+from refimpl._checks import check_positive, check_sizes
+from refimpl.flows.bijection import initial_normal
 from refimpl.flows.conditioners import join
 
 __all__ = ["KernelConditioner"]
@@ -39,12 +40,13 @@ class KernelConditioner(nn.Module):
     ):
         super().__init__()
         check_sizes(dim_in=dim_in, dim_out=dim_out, num_points=num_points)
-        where = generator.device if generator else None
+        if length is not None:
+            check_positive("length", length)
         self.dim_context = dim_context
         dim = dim_in + dim_context
-        self.points = nn.Parameter(torch.randn(num_points, dim, generator=generator, device=where))
+        self.points = nn.Parameter(initial_normal(num_points, dim, generator=generator))
         self.log_length = nn.Parameter(torch.tensor(math.log(length or math.sqrt(dim))))
-        self.weight = nn.Parameter(torch.zeros(dim_out, num_points, device=where))
+        self.weight = nn.Parameter(torch.zeros(dim_out, num_points))
 
     def forward(self, passive: Tensor, context: Tensor | None = None) -> Tensor:
         """Raw parameters, shape (*batch, dim_out)."""

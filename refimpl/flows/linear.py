@@ -12,14 +12,18 @@ from refimpl.flows.bijection import Bijection, Pair
 __all__ = ["ActNorm", "BlockTriangularLinear", "InvertibleLinear", "Rotation", "random_rotation"]
 
 
-def random_rotation(dim: int, generator: torch.Generator | None = None) -> Float[Tensor, "dim dim"]:
-    """Orthogonal matrix from the Haar distribution on O(dim), reflections included, float64.
+def random_rotation(
+    dim: int, generator: torch.Generator | None = None, batch: tuple[int, ...] = ()
+) -> Float[Tensor, "*batch dim dim"]:
+    """Orthogonal matrices from the Haar distribution on O(dim), reflections included, float64.
 
     Without the signs the QR of a normal matrix would give a distribution that depends on the algorithm.
+
+    Source: Mezzadri 2007 (arXiv math-ph/0609050), Sec. 5.
     """
     where = generator.device if generator else None
-    q, r = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, device=where, generator=generator))
-    return (q * r.diagonal().sign()).contiguous()  # a file takes no other layout
+    q, r = torch.linalg.qr(torch.randn(*batch, dim, dim, dtype=torch.float64, device=where, generator=generator))
+    return (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).contiguous()  # a file takes no other layout
 
 
 def _positions(x: Tensor, event_ndim: int) -> int:
@@ -66,11 +70,13 @@ class ActNorm(Bijection):
         return self.zeros(x) - _positions(x, self.event_ndim) * self.log_sigma.sum()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, len(self.mean))
         if self.training and not self.initialised and x.numel():
             self.initialise(x)
         return (x - self.mean) * (-self.log_sigma).exp(), self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("z", z, len(self.mean))
         return z * self.log_sigma.exp() + self.mean, -self._log_det(z)
 
 
@@ -95,7 +101,8 @@ class InvertibleLinear(Bijection):
         super().__init__()
         check_sizes(dim=dim, event_ndim=event_ndim)
         self.event_ndim, dtype = event_ndim, torch.get_default_dtype()
-        p, lower, upper = (a.to(dtype) for a in torch.linalg.lu(random_rotation(dim, generator)))
+        where = torch.get_default_device()
+        p, lower, upper = (a.to(where, dtype) for a in torch.linalg.lu(random_rotation(dim, generator)))
         self.register_buffer("permutation", p)
         self.register_buffer("sign", upper.diagonal().sign())
         self.lu = nn.Parameter(lower.tril(-1) + upper.triu(1) + upper.diagonal().abs().log().diag())
@@ -118,9 +125,11 @@ class InvertibleLinear(Bijection):
         return self.zeros(x) + _positions(x, self.event_ndim) * self.lu.trace()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, len(self.lu))
         return self._apply_matrix(self.weight(), x), self._log_det(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("z", z, len(self.lu))
         p, lower, upper = self.factors()
         back = torch.linalg.solve_triangular(lower, p.T, upper=False, unitriangular=True)
         return self._apply_matrix(torch.linalg.solve_triangular(upper, back, upper=True), z), -self._log_det(z)
@@ -149,7 +158,7 @@ class Rotation(Bijection):
         super().__init__()
         check_sizes(dim=dim)
         if matrix is None:
-            matrix = random_rotation(dim, generator)
+            matrix = random_rotation(dim, generator).to(torch.get_default_device())
         else:
             check_tensor("matrix", matrix, f"({dim}, {dim})")
             u, s, vh = torch.linalg.svd(matrix.detach().double())
@@ -159,9 +168,11 @@ class Rotation(Bijection):
         self.register_buffer("matrix", matrix)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, len(self.matrix))
         return x @ self.matrix.to(x.dtype).T, self.zeros(x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("z", z, len(self.matrix))
         return z @ self.matrix.to(z.dtype), self.zeros(z)
 
 
@@ -185,17 +196,18 @@ class BlockTriangularLinear(Bijection):
         self.heavy = InvertibleLinear(dim_heavy, generator=generator)
         self.mix = nn.Parameter(torch.zeros(dim_heavy, dim_light))
 
-    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, name: str, x: Tensor) -> tuple[Tensor, ...]:
+        self.check_width(name, x, sum(self.mix.shape))
         return x.split(self.mix.shape[::-1], -1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        light, heavy = self._split(x)
+        light, heavy = self._split("x", x)
         z_light, log_light = self.light(light)
         z_heavy, log_heavy = self.heavy(heavy)
         return torch.cat([z_light, z_heavy + light @ self.mix.T], -1), log_light + log_heavy
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        z_light, z_heavy = self._split(z)
+        z_light, z_heavy = self._split("z", z)
         light, log_light = self.light.inverse(z_light)
         heavy, log_heavy = self.heavy.inverse(z_heavy - light @ self.mix.T)
         return torch.cat([light, heavy], -1), log_light + log_heavy

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from refimpl._checks import check_sizes
-from refimpl.flows.bijection import Bijection, Chain, Pair
+from refimpl.flows.bijection import Bijection, Chain, Pair, check_bijection
 from refimpl.flows.coupling import coupling_flow
 from refimpl.flows.elementwise import AffineMap, ElementwiseMap
 from refimpl.flows.image import depth_to_space, space_to_depth
@@ -34,6 +34,7 @@ class Mixing(Bijection):
 
     def __init__(self, bijection: Bijection, patch: int, across: str = "features", *, shift: int = 0):
         super().__init__()
+        check_bijection("bijection", bijection)
         check_sizes(patch=patch)
         if across not in ("features", "patches"):
             raise ValueError(f"across: got {across!r}, expected 'features' or 'patches'")

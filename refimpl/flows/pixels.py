@@ -55,9 +55,11 @@ def dequantise(x: Tensor, levels: int, generator: torch.Generator | None = None)
         Numbers of the type of `x`, or of the default type for integers.
 
     Raises:
-        ValueError: if `x` holds anything else.
+        TypeError, ValueError: if `x` is no tensor, or holds anything else.
     """
     check_sizes(levels=levels)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a tensor of grey levels")
     x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
     if ((x < 0) | (x >= levels) | (x != x.floor())).any():
         raise ValueError(f"x: got {x.min():g} to {x.max():g}, expected whole numbers 0 ... {levels - 1}")

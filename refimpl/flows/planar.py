@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refimpl._checks import check_sizes
-from refimpl.flows.bijection import Bijection, Pair
+from refimpl.flows.bijection import Bijection, Pair, initial_normal
 
 __all__ = ["Planar", "Radial"]
 
@@ -31,7 +31,7 @@ class Planar(Bijection):
     def __init__(self, dim: int, generator: torch.Generator | None = None):
         super().__init__()
         check_sizes(dim=dim)
-        w = torch.randn(dim, generator=generator, device=generator.device if generator else None)
+        w = initial_normal(dim, generator=generator)
         self.w = nn.Parameter(w)
         self.u = nn.Parameter(IDENTITY * w / w.square().sum())
         self.b = nn.Parameter(torch.zeros(()))
@@ -47,11 +47,13 @@ class Planar(Bijection):
         return t.square() + (1 - t.square()) * slope  # 1 + tanh' * w.u', without cancellation
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, len(self.w))
         u, slope = self.direction()
         t = (x @ self.w + self.b).tanh()
         return x + t[..., None] * u, self._slope(t, slope).log()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("z", z, len(self.w))
         u, slope = self.direction()
         target, k = z @ self.w, slope - 1
 
@@ -86,8 +88,7 @@ class Radial(Bijection):
     def __init__(self, dim: int, generator: torch.Generator | None = None):
         super().__init__()
         check_sizes(dim=dim)
-        where = generator.device if generator else None
-        self.centre = nn.Parameter(torch.randn(dim, generator=generator, device=where))
+        self.centre = nn.Parameter(initial_normal(dim, generator=generator))
         self.log_alpha = nn.Parameter(torch.zeros(()))
         self.raw = nn.Parameter(torch.tensor(IDENTITY))
 
@@ -101,12 +102,14 @@ class Radial(Bijection):
         )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, len(self.centre))
         alpha, total = self.log_alpha.exp(), F.softplus(self.raw)  # total = alpha + beta
         r = torch.linalg.vector_norm(x - self.centre, dim=-1)
         ratio = (r + total) / (r + alpha)
         return self.centre + (x - self.centre) * ratio[..., None], self._log_det(r, alpha, total)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("z", z, len(self.centre))
         alpha, total = self.log_alpha.exp(), F.softplus(self.raw)
         radius = torch.linalg.vector_norm(z - self.centre, dim=-1)
         gap = radius - total

@@ -7,12 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from refimpl._checks import check_sizes
-from refimpl.autodiff import jacobian, log_det_jacobian, probe_vectors
-from refimpl.flows.bijection import Bijection, Chain, Diagonal, Pair
+from refimpl._checks import check_numbers, check_positive, check_sizes
+from refimpl.autodiff import jacobian, probe_vectors
+from refimpl.flows.bijection import Bijection, Chain, Diagonal, Pair, check_shape
 from refimpl.flows.conditioners import join
 
 __all__ = ["LipSwish", "LipschitzLinear", "Residual", "residual_flow", "roulette_weights", "unit_probes"]
+
+METHODS = ("exact", "series", "roulette")
 
 
 class LipSwish(nn.Module):
@@ -43,6 +45,8 @@ class LipschitzLinear(nn.Linear):
     """
 
     def __init__(self, dim_in: int, dim_out: int, lipschitz: float | int, num_iterations: int = 5):
+        check_sizes(dim_in=dim_in, dim_out=dim_out, num_iterations=num_iterations)
+        check_positive("lipschitz", lipschitz)
         super().__init__(dim_in, dim_out)
         self.lipschitz, self.num_iterations = lipschitz, num_iterations
         left, _, right = torch.linalg.svd(self.weight.detach(), full_matrices=False)
@@ -97,6 +101,7 @@ def roulette_weights(
     >>> len(roulette_weights(2)) > 2
     True
     """
+    check_numbers("num_exact", [num_exact], low=0, whole=True)
     if tail not in ("geometric", "poisson"):
         raise ValueError(f"tail: got {tail!r}, expected 'geometric' or 'poisson'")
     if not (0 < rate < 1 or (tail == "poisson" and 0 < rate < math.inf)):
@@ -122,7 +127,8 @@ class Residual(Bijection):
             gradient is unbiased too, by the Neumann series sum_k (-1)^k J^k dJ, whose memory does not grow with the
             number of terms; it cannot be differentiated twice.
 
-    In training mode each `forward` refreshes the spectral norms first.
+    In training mode each `forward` refreshes the spectral norms first. With gradients enabled `inverse` needs the
+    Jacobians of all samples, `dim` backward passes and batch * dim^2 numbers, whatever the `method`.
 
     Args:
         dim: number of features.
@@ -138,7 +144,8 @@ class Residual(Bijection):
         rate: its parameter.
         max_iterations: of the inverse.
         dim_context: features of the context, which g receives beside x.
-        generator: of probes and roulette.
+        generator: of probes and roulette; its state is no part of the module. Give the same one to
+            `fit(generator=...)`: then a run that is resumed from its checkpoint continues exactly.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -169,9 +176,16 @@ class Residual(Bijection):
         check_sizes(dim=dim, width=width, depth=depth, num_iterations=num_iterations, max_iterations=max_iterations)
         if not 0 < lipschitz < 1:
             raise ValueError(f"lipschitz: got {lipschitz!r}, expected a number in (0, 1)")
+        if method not in METHODS:
+            raise ValueError(f"method: got {method!r}, expected one of {METHODS}")
+        check_sizes(num_terms=num_terms, **{} if num_probes is None else {"num_probes": num_probes})
+        check_shape("num_exact", num_exact)
+        if len(num_exact) != 2:
+            raise ValueError(f"num_exact: got {num_exact}, expected two numbers, for training and evaluation")
+        roulette_weights(1, tail, rate, torch.Generator())  # complains if they do not fit
         self.method, self.num_terms, self.num_exact, self.num_probes = method, num_terms, num_exact, num_probes
         self.tail, self.rate, self.max_iterations = tail, rate, max_iterations
-        self.dim_context, self.generator = dim_context, generator
+        self.dim, self.lipschitz, self.dim_context, self.generator = dim, lipschitz, dim_context, generator
         sizes = [dim + dim_context, *[width] * (depth - 1), dim]
         layers: list[nn.Module] = []
         for a, b in zip(sizes[:-1], sizes[1:], strict=True):
@@ -189,13 +203,18 @@ class Residual(Bijection):
 
     def log_det(self, x: Tensor, context: Tensor | None = None) -> Float[Tensor, "*batch"]:
         """log det(I + J) at x by `method`, without the rest of the map."""
+        return self._value_and_log_det(x, context)[1]
+
+    def _value_and_log_det(self, x: Tensor, context: Tensor | None) -> Pair:
         if x.numel() == 0:
-            return self.zeros(x)
-        if self.method == "exact":
-            return log_det_jacobian(lambda x: x + self.g(x, context), x)
-        if self.method not in ("series", "roulette"):
-            raise ValueError(f"method: got {self.method!r}, expected 'exact', 'series' or 'roulette'")
+            return x, self.zeros(x)
+        if self.method not in METHODS:
+            raise ValueError(f"method: got {self.method!r}, expected one of {METHODS}")
         y, pull = torch.func.vjp(lambda x: self.g(x, context), x)
+        product = torch.vmap(lambda w: pull(w)[0])
+        if self.method == "exact":
+            axes = (unit_probes(x) != 0).to(x)
+            return y, torch.linalg.slogdet((axes + product(axes)).movedim(0, -2)).logabsdet
         roulette = self.method == "roulette"
         if roulette:
             weights = roulette_weights(self.num_exact[not self.training], self.tail, self.rate, self.generator)
@@ -203,7 +222,6 @@ class Residual(Bijection):
             weights = [1.0] * self.num_terms
         exact_traces = self.num_probes is None and not roulette
         v = unit_probes(x) if exact_traces else probe_vectors(x, self.num_probes or 1, generator=self.generator)
-        product = torch.vmap(lambda w: pull(w)[0])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not roulette):
             total, power, neumann = self.zeros(x), v, v * 0
             for k, weight in enumerate(weights):
@@ -213,19 +231,23 @@ class Residual(Bijection):
         if roulette and torch.is_grad_enabled():
             surrogate = (product(neumann.detach()) * v).sum(-1).mean(0)
             total = total.detach() + surrogate - surrogate.detach()
-        return total
+        return y, total
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("x", x, self.dim)
         # Buffers cannot change inside a function that torch.func transforms.
         if self.training and not torch._C._are_functorch_transforms_active():
             for layer in self.net:
                 if isinstance(layer, LipschitzLinear):
                     layer.refresh()
-        return x + self.g(x, context), self.log_det(x, context)
+        g, log_det = self._value_and_log_det(x, context)
+        return x + g, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
+        self.check_width("z", z, self.dim)
         if z.numel() == 0:
             return z, self.zeros(z)
+        differentiable = torch.is_grad_enabled()
         with torch.no_grad():
             x, tolerance = z, 50 * torch.finfo(z.dtype).eps
             for _ in range(self.max_iterations):
@@ -238,7 +260,11 @@ class Residual(Bijection):
                     f"inverse: still changing by {change:.1e} after {self.max_iterations} iterations; the Lipschitz bound "
                     f"is {self.lipschitz_bound():.4f}: below 1 allow more iterations, else refresh the spectral norms"
                 )
-        if torch.is_grad_enabled():
+            # The error is up to L / (1 - L) times the change. Newton's step below mends that; without it, further steps.
+            further = 0 if differentiable else math.ceil(math.log(1 - self.lipschitz) / math.log(self.lipschitz))
+            for _ in range(further):
+                x = z - self.g(x, context)
+        if differentiable:
             # One step of Newton's method with the Jacobian held fixed: its derivative is the implicit function theorem's.
             slope = jacobian(lambda x: x + self.g(x, context), x.detach()).detach()
             x = x.detach()

@@ -7,7 +7,7 @@ from refimpl._checks import check_sizes
 from refimpl.flows.bijection import Chain
 from refimpl.flows.conditioners import join, zero_last
 from refimpl.flows.coupling import Coupling
-from refimpl.flows.elementwise import ElementwiseMap
+from refimpl.flows.elementwise import ElementwiseMap, check_map
 from refimpl.nets import mlp
 
 __all__ = ["NanoFlow"]
@@ -16,9 +16,8 @@ __all__ = ["NanoFlow"]
 class _Step(nn.Module):
     """Conditioner of one coupling: the shared module after (passive, context, embedding), then one of its own."""
 
-    def __init__(self, shared: tuple[nn.Module], own: nn.Module, embedding: Tensor | None, dim_context: int):
+    def __init__(self, shared: nn.Module, own: nn.Module, embedding: Tensor | None, dim_context: int):
         super().__init__()
-        # In a tuple, the shared module is no submodule: the flow alone registers it, and saves it once.
         self.shared, self.own, self.dim_context = shared, own, dim_context
         self.embedding = None if embedding is None else nn.Parameter(embedding.clone())
 
@@ -26,7 +25,21 @@ class _Step(nn.Module):
         x = join(passive, context, self.dim_context)
         if self.embedding is not None:
             x = torch.cat([x, self.embedding.expand(*x.shape[:-1], -1)], -1)
-        return self.own(self.shared[0](x))
+        return self.own(self.shared(x))
+
+
+def _forget_copies(flow: nn.Module, state: dict, prefix: str, metadata: object) -> None:
+    """Keep the shared numbers once, under `shared`: some formats of files take no tensor twice."""
+    for i in range(len(flow.bijections)):
+        for key in flow.shared.state_dict():
+            state.pop(f"{prefix}bijections.{i}.net.shared.{key}", None)
+
+
+def _restore_copies(flow: nn.Module, state: dict, prefix: str, *others: object) -> None:
+    for i in range(len(flow.bijections)):
+        for key in flow.shared.state_dict():
+            if f"{prefix}shared.{key}" in state:
+                state[f"{prefix}bijections.{i}.net.shared.{key}"] = state[f"{prefix}shared.{key}"]
 
 
 class NanoFlow(Chain):
@@ -43,6 +56,8 @@ class NanoFlow(Chain):
         depth: linear layers of estimator and projection together, at least 2.
         dim_embedding: features of an embedding.
         dim_context: features of the context, 0 for none.
+
+    Each step owns the shared network too, so that a part of the flow is complete; `state_dict` of the flow has it once.
 
     Attributes:
         num_parameters: how many numbers are learned, the shared ones counted once.
@@ -66,6 +81,7 @@ class NanoFlow(Chain):
         dim_context: int = 0,
     ):
         check_sizes(dim=dim, num_layers=num_layers, width=width, depth=depth, dim_embedding=dim_embedding)
+        check_map(tau)
         if dim % 2:
             raise ValueError(f"dim: got {dim}, expected an even number, because both halves feed one network")
         if depth < 2:
@@ -83,10 +99,12 @@ class NanoFlow(Chain):
         couplings = []
         for i, embedding in enumerate(nn.init.orthogonal_(torch.empty(num_layers, dim_embedding))):
             own = nn.Identity() if mode == "naive" else projection()
-            step = _Step((shared,), own, embedding if mode == "full" else None, dim_context)
+            step = _Step(shared, own, embedding if mode == "full" else None, dim_context)
             couplings.append(Coupling(dim, tau, lambda dim_in, dim_out, step=step: step, swap=i % 2 == 1))
         super().__init__(*couplings)
         self.shared = shared
+        self.register_state_dict_post_hook(_forget_copies)
+        self.register_load_state_dict_pre_hook(_restore_copies)
 
     @property
     def num_parameters(self) -> int:

@@ -13,7 +13,7 @@ This is no `Bijection`: the density of x_T alone is out of reach, and is not nee
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -42,12 +42,32 @@ def interpolate(start: Energy, end: Energy, weight: float | int) -> Energy:
     return lambda x: (1 - weight) * start(x) + weight * end(x)
 
 
+def _check_energy(name: str, energy: object) -> None:
+    if not callable(energy):
+        raise TypeError(f"{name}: got {type(energy).__name__}, expected a function of points")
+
+
+def _values(energy: Energy, x: Tensor) -> Tensor:
+    """energy(x), if it has the shape of the batch: others would be broadcast, and give wrong weights without a word."""
+    values = energy(x)
+    if values.shape != x.shape[:-1]:
+        raise ValueError(f"energy: returned shape {tuple(values.shape)}, expected {tuple(x.shape[:-1])}, one a point")
+    return values
+
+
+def _check_weights(log_w: object) -> None:
+    if not isinstance(log_w, Tensor) or log_w.ndim != 1 or not len(log_w):
+        got = tuple(log_w.shape) if isinstance(log_w, Tensor) else type(log_w).__name__
+        raise ValueError(f"log_w: got {got}, expected a tensor of shape (paths,), one path or more")
+
+
 def log_mean_weight(log_w: Float[Tensor, " paths"]) -> Float[Tensor, ""]:
     """log of the mean of w: an estimate of log Z_X if p_Z is normalised.
 
     >>> log_mean_weight(torch.tensor([0.0, math.log(3)]))
     tensor(0.6931)
     """
+    _check_weights(log_w)
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
@@ -57,6 +77,7 @@ def effective_sample_size(log_w: Float[Tensor, " paths"]) -> Float[Tensor, ""]:
     >>> effective_sample_size(torch.zeros(5))
     tensor(1.)
     """
+    _check_weights(log_w)
     return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp() / len(log_w)
 
 
@@ -76,6 +97,7 @@ class Kernel(nn.Module):
 
     def __init__(self, energy: Energy, step: float | int, num_steps: int = 1):
         super().__init__()
+        _check_energy("energy", energy)
         check_positive("step", step)
         check_sizes(num_steps=num_steps)
         self.energy, self.step, self.num_steps = energy, step, num_steps
@@ -96,7 +118,7 @@ class Kernel(nn.Module):
 
     def force(self, x: Tensor) -> Tensor:
         """-grad u, differentiable."""
-        return -torch.func.grad(lambda x: self.energy(x).sum())(x)
+        return -torch.func.grad(lambda x: _values(self.energy, x).sum())(x)
 
     def accept(
         self, x: Tensor, proposal: Tensor, growth: Tensor, generator: torch.Generator | None
@@ -108,7 +130,7 @@ class Kernel(nn.Module):
         where = generator.device if generator else x.device
         uniform = torch.rand(growth.shape, dtype=x.dtype, device=where, generator=generator).to(x.device)
         new = torch.where((uniform.log() < -growth).unsqueeze(-1), proposal, x)
-        return new, self.energy(new) - self.energy(x)
+        return new, _values(self.energy, new) - _values(self.energy, x)
 
 
 class Langevin(Kernel):
@@ -131,7 +153,7 @@ class Metropolis(Kernel):
 
     def move(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         proposal = x + self.step * _normal(x, generator)
-        return self.accept(x, proposal, self.energy(proposal) - self.energy(x), generator)
+        return self.accept(x, proposal, _values(self.energy, proposal) - _values(self.energy, x), generator)
 
 
 class HMC(Kernel):
@@ -155,7 +177,8 @@ class HMC(Kernel):
         for i in range(self.num_leapfrog):
             new = new + self.step * momentum
             momentum = momentum + self.step * self.force(new) * (0.5 if i == self.num_leapfrog - 1 else 1)
-        growth = self.energy(new) - self.energy(x) + 0.5 * (momentum.square() - start.square()).sum(-1)
+        kinetic = 0.5 * (momentum.square() - start.square()).sum(-1)
+        growth = _values(self.energy, new) - _values(self.energy, x) + kinetic
         return self.accept(x, new, growth, generator)
 
 
@@ -178,6 +201,11 @@ class StochasticFlow(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Module], base: Base, energy: Energy):
         super().__init__()
+        _check_energy("energy", energy)
+        if not isinstance(base, Base):
+            raise TypeError(f"base: got {type(base).__name__}, expected a Base such as StandardNormal")
+        if not isinstance(layers, Iterable):
+            raise TypeError(f"layers: got {type(layers).__name__}, expected a list of kernels and bijections")
         for layer in layers:
             if not isinstance(layer, Kernel | Bijection):
                 raise TypeError(f"layers: got {type(layer).__name__}, expected kernels and bijections")
@@ -190,13 +218,13 @@ class StochasticFlow(nn.Module):
         for layer in self.layers:
             x, delta = layer(x, generator) if isinstance(layer, Kernel) else layer.inverse(x)
             log_w = log_w + delta
-        return x, log_w - self.energy(x)
+        return x, log_w - _values(self.energy, x)
 
     def log_weight(
         self, x: Float[Tensor, "*batch dim"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "*batch"]:
         """log w of a path drawn backwards from data x, by the same kernels; E[1 / w] = 1 / Z_X on data of the target."""
-        log_w = -self.energy(x)
+        log_w = -_values(self.energy, x)
         for layer in reversed(self.layers):
             x, delta = layer(x, generator) if isinstance(layer, Kernel) else layer(x)
             log_w = log_w - delta

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_numbers, check_sizes, check_tensor
-from refimpl.flows.autoregressive import MaskedAutoregressive
+from refimpl._checks import check_numbers, check_positive, check_sizes, check_tensor
+from refimpl.flows.autoregressive import MaskedAutoregressive, check_no_order
 from refimpl.flows.bases import StudentT
 from refimpl.flows.bijection import Bijection, Chain, Permutation
 from refimpl.flows.elementwise import AffineMap, ElementwiseMap
@@ -23,7 +23,7 @@ __all__ = ["hill_index", "sample_heavy_copula", "tail_adaptive_flow", "tail_inde
 
 
 def _log_excesses(x: Tensor, k: int) -> Tensor:
-    if not 0 < k < len(x):
+    if not isinstance(k, int) or not 0 < k < len(x):
         raise ValueError(f"k: got {k}, expected a whole number from 1 to {len(x) - 1}")
     top = x.abs().topk(k + 1, 0).values.log()
     return top[:-1] - top[-1]
@@ -39,13 +39,14 @@ def hill_index(x: Float[Tensor, "n ..."], k: int) -> Tensor:
         k: how many values, < n: few leave much noise (index / sqrt(k)), many reach where the tail is no power yet.
 
     Raises:
-        ValueError: if k is out of its range.
+        TypeError, ValueError: if x is not finite, or k out of its range.
 
     Source: Hill 1975 (Annals of Statistics 3(5)).
 
     >>> hill_index(torch.tensor([1.0, math.e, math.e]), 2)
     tensor(1.)
     """
+    check_tensor("x", x, "(n, dim)" if getattr(x, "ndim", 1) > 1 else "(n,)")
     return 1 / _log_excesses(x, k).mean(0)
 
 
@@ -66,6 +67,8 @@ def tail_index(x: Float[Tensor, "n dim"], share: float = 0.05) -> Float[Tensor, 
         Fischer 2022 (marginal tail-adaptive flows) for the use.
     """
     check_tensor("x", x, "(n, dim)")
+    if not 0 < share < 1 or share * len(x) < 1:
+        raise ValueError(f"share: got {share!r} of {len(x)} samples, expected a number in (0, 1) that leaves a tail")
     excesses = _log_excesses(x - x.median(0).values, int(share * len(x)))
     first, second = excesses.mean(0), excesses.square().mean(0)
     inverse_index = first + 1 - 0.5 / (1 - first.square() / second)
@@ -99,8 +102,11 @@ def tail_adaptive_flow(
     Source: Laszkiewicz, Lederer, Fischer 2022 (marginal tail-adaptive flows).
     """
     check_sizes(num_layers=num_layers)
+    check_no_order(settings)
     tails = torch.as_tensor(tails)
     index = tail_index(tails) if tails.ndim == 2 else tails
+    if index.ndim != 1 or not len(index) or not (index > 0).all():
+        raise ValueError(f"tails: got {index.tolist()}, expected data (n, dim) or tail indices > 0, one a feature")
     order = index.isfinite().int().argsort(stable=True)
     dim, heavy = len(index), int(index.isfinite().sum())
     light = dim - heavy
@@ -142,6 +148,7 @@ def sample_heavy_copula(
 
     check_sizes(n=n, dim=dim)
     check_numbers("num_heavy", [num_heavy], low=0, high=dim + 1, whole=True)
+    check_positive("df", df)
     where = {"generator": generator, "device": generator.device if generator else None, "dtype": torch.float64}
     pairs = torch.tril_indices(dim, dim, -1)
     chosen = torch.rand(pairs.shape[1], **where).argsort().cpu()[: 2 * dim]

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from refimpl._checks import check_sizes
-from refimpl.flows.bijection import Bijection, Chain, Pair
-from refimpl.flows.elementwise import AffineMap, ElementwiseMap, GINMap
+from refimpl._checks import check_positive, check_sizes
+from refimpl.flows.bijection import Bijection, Chain, Pair, check_bijection, check_shape
+from refimpl.flows.conditioners import check_context
+from refimpl.flows.elementwise import AffineMap, ElementwiseMap, check_separate_map
 from refimpl.flows.flow import Flow
 
 __all__ = ["Patches", "TarBlock", "tarflow", "tweedie"]
@@ -77,10 +78,7 @@ class TarBlock(Bijection):
         check_sizes(num_tokens=num_tokens, dim=dim, width=width, num_layers=num_layers, num_heads=num_heads)
         if width % num_heads:
             raise ValueError(f"num_heads: got {num_heads}, expected a divisor of width={width}")
-        if isinstance(tau, GINMap):
-            raise TypeError(
-                "tau: got a GINMap, whose scales depend on all features; expected one that acts on each alone"
-            )
+        check_separate_map(tau)
         self.tau, self.flip = tau, flip
         self.embed = nn.Linear(dim, width)
         self.position = nn.Parameter(0.01 * torch.randn(num_tokens, width))
@@ -93,10 +91,7 @@ class TarBlock(Bijection):
     def _context(self, x: Tensor, context: Tensor | None) -> Tensor | int:
         if self.embed_context is None:
             return 0
-        size = self.embed_context.in_features
-        if context is None or context.shape[-1] != size:
-            got = None if context is None else tuple(context.shape)
-            raise ValueError(f"context: got {got}, expected shape (*batch, {size})")
+        check_context(context, x.shape[:-2], self.embed_context.in_features)
         return self.embed_context(context).unsqueeze(-2)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
@@ -127,6 +122,13 @@ class TarBlock(Bijection):
         return x.flip(-2) if self.flip else x, log_det
 
 
+def _image_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    check_shape("event_shape", event_shape, low=1)
+    if len(event_shape) != 3:
+        raise ValueError(f"event_shape: got {tuple(event_shape)}, expected (channels, rows, columns)")
+    return tuple(event_shape)
+
+
 class Patches(Bijection):
     """Lets a bijection of (tokens, features) act on images: square patches become tokens, in reading order.
 
@@ -143,7 +145,9 @@ class Patches(Bijection):
 
     def __init__(self, bijection: Bijection, event_shape: Sequence[int], size: int):
         super().__init__()
-        _, rows, columns = event_shape
+        check_bijection("bijection", bijection)
+        check_sizes(size=size)
+        _, rows, columns = _image_shape(event_shape)
         if rows % size or columns % size:
             raise ValueError(f"size: got {size}, expected a divisor of rows and columns, {rows} and {columns}")
         self.bijection, self.event_shape, self.size = bijection, tuple(event_shape), size
@@ -190,7 +194,9 @@ def tarflow(
     Source: Zhai et al. 2024 (arXiv 2412.06329); there the log-determinant is a mean over numbers, here it is their sum.
     """
     check_sizes(patch=patch, num_blocks=num_blocks)
-    channels, rows, columns = event_shape
+    channels, rows, columns = _image_shape(event_shape)
+    if rows % patch or columns % patch:
+        raise ValueError(f"patch: got {patch}, expected a divisor of rows and columns, {rows} and {columns}")
     tokens = (rows // patch) * (columns // patch)
     blocks = [
         TarBlock(tokens, channels * patch**2, tau or AffineMap(), flip=i % 2 == 1, **settings)
@@ -210,4 +216,5 @@ def tweedie(flow: Flow, x: Tensor, sigma: float | int, context: Tensor | None = 
 
     Source: Robbins 1956 and Miyasawa 1961 (Tweedie's formula); Zhai et al. 2024 (arXiv 2412.06329) for the use.
     """
+    check_positive("sigma", sigma)
     return x + sigma**2 * torch.func.grad(lambda x: flow.log_prob(x, context).sum())(x)

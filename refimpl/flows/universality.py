@@ -122,6 +122,7 @@ def separated_modes_gap(variances: Sequence[float | int], weights: Sequence[floa
     With heights h_k = w_k / (2 pi s_k) at the modes,
     E[V] = sum_kj w_k 2 pi s_j g(ln h_j / h_k), g(a) = 1 + a for a >= 0 and e^a below, and the gap is
     1 + ln E[V] minus the entropy. For two modes of equal weight and r = s_1 / s_2 it is ln (r + 3 + ln r) / (4 sqrt r).
+    It is zero exactly if all heights agree, that is w_k proportional to s_k.
 
     Args:
         variances: s_k > 0.

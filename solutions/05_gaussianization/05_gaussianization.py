@@ -498,8 +498,8 @@ check_fewest(2, 2)
 check_fewest(4, 3)
 check_fewest(6, 4)
 ### BEGIN HIDDEN TESTS
-for dim, wanted in ((1, 1), (3, 3), (5, 4), (7, 5), (10, 6), (101, 52), (784, 393)):
-    check_fewest(dim, wanted)
+for row in ((1, 1), (3, 3), (5, 4), (7, 5), (10, 6), (101, 52), (784, 393)):
+    check_fewest(*row)
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "counting_one_layer", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -761,9 +761,7 @@ assert 0.82 < low and high < 1.05, (
     f"behind twelve layers the data have standard deviations from {low:.2f} to {high:.2f}"
 )
 ### BEGIN HIDDEN TESTS
-arcs, fresh = two_arcs(1500, seed=48), two_arcs(2000, seed=49)
-losses = [-push(fresh, check_fit(arcs, n, seed=50))[1].mean().item() for n in (1, 12)]
-assert losses[1] < losses[0] - 0.3, f"fresh data: a loss of {losses[0]:.3f} with one layer, {losses[1]:.3f} with twelve"
+check_fit(two_arcs(1500, seed=48), num_layers=6, seed=50)
 check_fit(torch.rand(300, 4, generator=runtime.generator(51)).double() * 7, num_layers=3, seed=52)
 ### END HIDDEN TESTS
 

@@ -23,7 +23,7 @@ def reached_dimensions(rotations, log_scales):
 
 
 def fewest_layers(dim):
-    return float(dim // 2 + 1)
+    return math.ceil((dim + 2) / 2) if dim > 1 else 1.0
 
 
 def one_layer(covariance):

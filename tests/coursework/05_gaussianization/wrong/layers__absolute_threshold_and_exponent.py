@@ -23,5 +23,5 @@ def layers_per_dimension(factor, dims, num_runs, generator):
     """Slope of the number of layers against the dimension."""
     x = torch.tensor([float(d) for d in dims for _ in range(num_runs)])
     y = torch.tensor([float(layers_until(random_covariance(int(d), generator), factor, generator)) for d in x])
-    x = x - x.mean()
+    x, y = x.log() - x.log().mean(), y.log()
     return (x * y).sum() / x.square().sum()
