@@ -432,7 +432,15 @@ for ax, matrix in zip(axes, (first_mask, middle, last, paths)):
     ax.set(xticks=[], yticks=[], xlabel="from", ylabel="to")
     ax.grid(False)
 for i, j in paths.nonzero():
-    ax.text(j, i, f"{paths[i, j]:.0f}", ha="center", va="center", fontsize=7.5, color="black" if paths[i, j] > 40 else "white")
+    ax.text(
+        j,
+        i,
+        f"{paths[i, j]:.0f}",
+        ha="center",
+        va="center",
+        fontsize=7.5,
+        color="black" if paths[i, j] > 40 else "white",
+    )
 label_panels(axes, ["inputs, hidden", "hidden, hidden", "hidden, outputs", "paths"])
 plt.show()
 
@@ -707,12 +715,12 @@ def residual_step():
 
 width, n = PLANE["width"], PLANE["steps"]
 families = {
-    "NICE": (lambda: zoo.nice(2, 8, width=width, mix=turn), n, {}),
+    "NICE": (lambda: zoo.nice(2, 8, width=width, mix=turn), 2 * n // 3, {}),
     "splines": (lambda: zoo.coupling_flow(2, SplineMap(8, 4.0), 4, width=width, mix=turn), n // 2, {}),
-    "MAF": (lambda: zoo.maf(2, 8, width=width), n, {}),
-    "planar": (lambda: Chain(*(zoo.Planar(2) for _ in range(32))), n // 2, dict(lr=2e-2)),
-    "residual": (lambda: Chain(*(residual_step() for _ in range(5))), n // 2, dict(lr=1e-2, batch=128)),
-    "continuous": (lambda: zoo.Continuous(2, width=width, num_steps=3), n // 2, dict(lr=2e-2, batch=128)),
+    "MAF": (lambda: zoo.maf(2, 8, width=width), 2 * n // 3, {}),
+    "planar": (lambda: Chain(*(zoo.Planar(2) for _ in range(24))), n // 2, dict(lr=2e-2)),
+    "residual": (lambda: Chain(*(residual_step() for _ in range(5))), n // 3, dict(lr=1e-2, batch=128)),
+    "continuous": (lambda: zoo.Continuous(2, width=width, num_steps=3), n // 3, dict(lr=2e-2, batch=128)),
     "kernelised": (lambda: Chain(*(kernel_coupling(i) for i in range(8))), n, dict(lr=KERNEL_LR)),
 }
 gallery, spent = {"RealNVP": first}, {"RealNVP": (3 * n // 2, seconds_of["first"])}

@@ -31,8 +31,10 @@ def space_to_depth(
     """Each factor x factor block of pixels becomes the channels of one pixel; `F.pixel_unshuffle`, empty batches too.
 
     Raises:
-        ValueError: if the sides are no multiples of `factor`.
+        ValueError: if `x` is no image, or its sides are no multiples of `factor`.
     """
+    if x.ndim < 3:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (*batch, channels, rows, columns)")
     rows, columns = x.shape[-2:]
     if rows % factor or columns % factor:
         raise ValueError(f"x: got {rows} x {columns} pixels, expected multiples of {factor}")

@@ -21,6 +21,7 @@ def random_rotation(
 
     Source: Mezzadri 2007 (arXiv math-ph/0609050), Sec. 5.
     """
+    check_sizes(dim=dim)
     where = generator.device if generator else None
     q, r = torch.linalg.qr(torch.randn(*batch, dim, dim, dtype=torch.float64, device=where, generator=generator))
     return (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).contiguous()  # a file takes no other layout

@@ -155,6 +155,10 @@ class Patches(Bijection):
     def split(self, x: Tensor) -> Tensor:
         """(*batch, channels, rows, columns) to (*batch, tokens, channels * size^2)."""
         _, rows, columns = self.event_shape
+        if x.shape[-3:] != self.event_shape:
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, expected (*batch, {', '.join(map(str, self.event_shape))})"
+            )
         x = x.unflatten(-1, (columns // self.size, self.size)).unflatten(-3, (rows // self.size, self.size))
         return x.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)
 

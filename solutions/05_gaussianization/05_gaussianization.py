@@ -554,58 +554,58 @@ for count in (2, 3, 4):
 # - `push` maps data to latent points and returns them with the logarithm of the model's density at the data;
 # - `pull` is the inverse of the way to the latent points.
 #
-# All run without complaint.
+# All run without complaint. (`solve`, in the cell after them, inverts the marginal map.)
 
 # %% nbgrader={"grade": false, "grade_id": "broken", "locked": true, "schema_version": 3, "solution": false, "task": false}
-def turn_broken(dim, generator):
+def turn(dim, generator):
     return torch.linalg.qr(torch.randn(dim, dim, generator=generator).double())[0]
 
 
-def marginal_broken(y, centres, widths):
+def marginal(y, centres, widths):
     u = (y[:, None] - centres) / widths
     z = torch.special.ndtri(u.sigmoid().mean(1))
     density = (u.sigmoid() * (-u).sigmoid() / widths).mean(1)
     return z, density.log()
 
 
-def fit_layers_broken(x, num_layers, generator):
+def fit_layers(x, num_layers, generator):
     layers, share = [], (torch.arange(40).double() + 0.5) / 40
     for _ in range(num_layers):
-        rotation = turn_broken(x.shape[1], generator)
+        rotation = turn(x.shape[1], generator)
         y = x @ rotation.T
         centres = y.quantile(share, dim=0)
         layers.append((rotation, centres, 0.125 * (y.std(0) + (centres - y.mean(0)).abs())))
     return layers
 
 
-def push_broken(x, layers):
+def push(x, layers):
     total = torch.zeros(len(x)).double()
     for rotation, centres, widths in layers:
-        x, log_slopes = marginal_broken(x @ rotation.T, centres, widths)
+        x, log_slopes = marginal(x @ rotation.T, centres, widths)
         total = total + log_slopes.sum(1)
     return x, total - (x.square() + math.log(2 * math.pi)).sum(1) / 2
 
 
-def pull_broken(z, layers):
+def pull(z, layers):
     for rotation, centres, widths in layers:
-        z = solve(lambda y: marginal_broken(y, centres, widths)[0], z, centres, widths) @ rotation  # noqa: B023
+        z = solve(z, centres, widths) @ rotation
     return z
 
 
-def solve(rising, z, centres, widths):
-    """The y with rising(y) = z, by bisection; this one is right."""
+# %% [markdown]
+# They have four faults, at most one in each function. Do not stare at them; experiment. One dimension is a good place to begin: there, with a single layer, the model's density *is* the kernel estimate. And `made_layers` below gives you layers that nobody had to fit. Then write those functions that need repair once more, whole and under the same names, into the cell that is left free for it. What is right you need not repeat.
+
+# %% nbgrader={"grade": false, "grade_id": "made_layers", "locked": true, "schema_version": 3, "solution": false, "task": false}
+def solve(z, centres, widths):
+    """The y whose image under marginal is z, by bisection; this one is right."""
     low, high = (centres - 40 * widths).amin(0).expand_as(z), (centres + 40 * widths).amax(0).expand_as(z)
     for _ in range(58):
         middle = (low + high) / 2
-        above = rising(middle) > z
+        above = marginal(middle, centres, widths)[0] > z
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return (low + high) / 2
 
 
-# %% [markdown]
-# They have four faults, at most one in each function. Do not stare at them; experiment. One dimension is a good place to begin: there, with a single layer, the model's density *is* the kernel estimate. And `made_layers` below gives you layers that nobody had to fit. Write the repaired functions without the `_broken`; keep what is right as it is. `solve` you may use.
-
-# %% nbgrader={"grade": false, "grade_id": "made_layers", "locked": true, "schema_version": 3, "solution": false, "task": false}
 def made_layers(dim, num_layers, seed, num_centres=7):
     """Layers with random rotations, centres and widths."""
     source = runtime.generator(seed)
@@ -629,27 +629,20 @@ def two_arcs(num_points, seed):
 
 
 # %% nbgrader={"grade": false, "grade_id": "faults", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def turn(dim, generator):
-    """Orthogonal matrix, shape (dim, dim), from the Haar distribution."""
-    ### BEGIN SOLUTION
+### BEGIN SOLUTION
+def turn(dim, generator):  # noqa: F811
     q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator).double())
     return q * r.diagonal().sign()
-    ### END SOLUTION
 
 
-def marginal(y, centres, widths):
-    """Images of all coordinates, and the logarithms of the slopes, both of the shape of y, (n, dim)."""
-    ### BEGIN SOLUTION
+def marginal(y, centres, widths):  # noqa: F811
     u = (y[:, None] - centres) / widths
     z = torch.special.ndtri(u.sigmoid().mean(1))
     density = (u.sigmoid() * (-u).sigmoid() / widths).mean(1)
     return z, density.log() + z.square() / 2 + math.log(2 * math.pi) / 2
-    ### END SOLUTION
 
 
-def fit_layers(x, num_layers, generator):
-    """List of layers (rotation, centres, widths), each fitted to data of shape (n, dim)."""
-    ### BEGIN SOLUTION
+def fit_layers(x, num_layers, generator):  # noqa: F811
     layers, share = [], (torch.arange(40).double() + 0.5) / 40
     for _ in range(num_layers):
         rotation = turn(x.shape[1], generator)
@@ -658,28 +651,15 @@ def fit_layers(x, num_layers, generator):
         layers.append((rotation, centres, 0.125 * (y.std(0) + (centres - y.mean(0)).abs())))
         x = marginal(y, *layers[-1][1:])[0]
     return layers
-    ### END SOLUTION
 
 
-def push(x, layers):
-    """Latent points, shape (n, dim), and the logarithm of the density at the data, shape (n,)."""
-    ### BEGIN SOLUTION
-    total = torch.zeros(len(x)).double()
-    for rotation, centres, widths in layers:
-        x, log_slopes = marginal(x @ rotation.T, centres, widths)
-        total = total + log_slopes.sum(1)
-    return x, total - (x.square() + math.log(2 * math.pi)).sum(1) / 2
-    ### END SOLUTION
-
-
-def pull(z, layers):
-    """The points that push maps to z."""
-    ### BEGIN SOLUTION
+def pull(z, layers):  # noqa: F811
     for rotation, centres, widths in reversed(layers):
-        z = solve(lambda y: marginal(y, centres, widths)[0], z, centres, widths) @ rotation  # noqa: B023
+        z = solve(z, centres, widths) @ rotation
     return z
-    ### END SOLUTION
 
+
+### END SOLUTION
 
 # %% nbgrader={"grade": true, "grade_id": "faults_turn", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 def check_turn(dim, num_draws, seed, slack):

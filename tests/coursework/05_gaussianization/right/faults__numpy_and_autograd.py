@@ -37,4 +37,4 @@ def pull(z, layers):
     if not layers:
         return z
     (rotation, centres, widths), *rest = layers
-    return solve(lambda y: marginal(y, centres, widths)[0], pull(z, rest), centres, widths) @ rotation
+    return solve(pull(z, rest), centres, widths) @ rotation
