@@ -518,6 +518,10 @@ def quadrature(u):
 ring_log_z = quadrature(energy)[1].sum().log().item()
 
 
+# %% [markdown]
+# One flow for each $K$. `sample_and_log_prob` gives samples and their log-density in one pass; the schedule, which `fit` calls with the number of the step, also sets the warm-up.
+
+# %%
 def fit_to_energy(num_layers):
     torch.manual_seed(seed)
     model = zoo.Flow(Inverse(Chain(*(zoo.Planar(2) for _ in range(num_layers)))), zoo.StandardNormal([2])).to(device)
@@ -960,6 +964,7 @@ def bits(flow, integers, repeats=4):
         return torch.stack([zoo.bits_per_dim(flow.log_prob(y), 64, 17).mean() for y in draws]).mean().item()
 
 
+# %%
 def train_on_images(make, name):
     torch.manual_seed(seed)
     flow = zoo.Flow(Chain(zoo.Logit(), make()), zoo.StandardNormal([1, 8, 8])).to(device).train()

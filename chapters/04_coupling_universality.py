@@ -195,7 +195,7 @@ def draw(ax, log_p, top=None):
     ax.set(xticks=[-5, 0, 5], yticks=[-3, 0, 3], xlabel="$x_1$", ylabel="$x_2$")
 
 
-fig, axes = plt.subplots(2, 2, figsize=(7.6, 4.9))
+fig, axes = plt.subplots(2, 2, figsize=(7.0, 4.4))
 panels = [log_target, log_flows["affine"], best.log_p, log_flows["volume-preserving"]]
 for ax, log_p in zip(axes.flat, panels):
     draw(ax, log_p)
@@ -428,6 +428,7 @@ def held_out_loss(kind, fold, inside, outside, table=table, name="table"):
         return loss(table[outside].repeat(20, 1), runtime.generator(seed + 1000, device)).item()
 
 
+# %%
 folds = split_folds(len(table), TABLE["folds"], runtime.generator(seed))
 held_out = {kind: [held_out_loss(kind, k, *fold) for k, fold in enumerate(folds)] for kind in flows}
 real = {kind: sum(values) / len(values) for kind, values in held_out.items()}

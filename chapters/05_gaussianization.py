@@ -543,7 +543,7 @@ for name, sigma in (("spike", spike), ("mild", covariance("mild", 48, 1, source)
 #
 # $$L\ \ge\ \frac{D+1}{2}$$
 #
-# for *exact* whitening by linear maps, however the scales are trained. The count is necessary, not sufficient: at equality, the solution may ask for scales that are not positive. So we train, with L-BFGS, from twelve random starts where layers are too few and three else, and look. A deeper stack extends the rotations of the shallower one.
+# for *exact* whitening by linear maps, however the scales are trained. The count is necessary, not sufficient, and a little generous (the sheet asks where it counts something twice). So we train, with L-BFGS, from twelve random starts where layers are too few and three else, and look. A deeper stack extends the rotations of the shallower one.
 
 # %%
 source = runtime.generator(seed)

@@ -1,8 +1,8 @@
 """Each criterion of chapter 03 can fail: a correct small experiment meets it, plausible faults in the same do not.
 
-The experiments are the chapter's with fewer steps and draws, and higher learning rates to make up for it. A fault is one that an implementation can really have: a
-sign, a weight, a log-determinant that is not counted, a layer that does not see its input. Show the measured values
-with `pytest -rP`.
+The experiments are the chapter's with fewer steps and draws, and higher learning rates to make up for it. A fault is
+one that an implementation can really have: a sign, a weight, a log-determinant that is not counted, a layer that does
+not see its input. Show the measured values with `pytest -rP`.
 """
 
 import functools
@@ -108,13 +108,6 @@ def one_sided():
     return flow
 
 
-def projections_at_zero():
-    flow = nano("decomposed")
-    for coupling in flow.bijections:
-        coupling.net.own.requires_grad_(False)
-    return Chain(flow, Diagonal(2))  # something has to be trained
-
-
 @case("ZOO-8")
 def _():
     return shared("naive") - shared("decomposed"), {
@@ -131,7 +124,6 @@ def _():
     return share(shared("decomposed")), {
         "no projections of its own": share(shared("naive", seed=1)),
         "halves do not alternate": share(divergence(one_sided)),
-        "projections not trained": share(divergence(projections_at_zero)),
     }
 
 
@@ -151,8 +143,8 @@ def _():
     def excess(*settings, steps=300):
         return divergence(kernelised(*settings), steps=steps) - networks
 
-    networks = divergence(couplings(zoo.AffineMap(), 8), steps=600)
-    return excess(steps=600), {
+    networks = divergence(couplings(zoo.AffineMap(), 8), steps=450)
+    return excess(steps=450), {
         "all points in one place": excess(16, lambda net: net.points.requires_grad_(False).zero_()),
         "one kernel": excess(1),
         "kernels too narrow to meet": excess(16, lambda net: net.log_length.requires_grad_(False).fill_(-5)),
@@ -366,7 +358,6 @@ def _():
         "uniform in (-1, 1)": probed(lambda f, x, v, w: (v * product(f, x, v)).sum(-1) / 3),
         "trace of the square": probed(lambda f, x, v, w: (v * product(f, x, product(f, x, v))).sum(-1)),
         "another probe on the left": probed(lambda f, x, v, w: (w * product(f, x, v)).sum(-1)),
-        "probe of the first feature only": probed(lambda f, x, v, w: (v * product(f, x, v))[:, 0]),
     }
 
 
@@ -509,7 +500,7 @@ def images():
     return grey[:1400], grey[1400:]
 
 
-def bits(make, *, steps=150, logit=None):
+def bits(make, *, steps=110, logit=None):
     """Bits per dimension of the test images after training."""
     torch.manual_seed(SEED)
     flow = zoo.Flow(Chain(logit or zoo.Logit(), make()), zoo.StandardNormal([1, 8, 8])).train()
@@ -552,8 +543,8 @@ def unmixed(module):
 
 @case("ZOO-15")
 def _():
-    def gain(make=glow, **changes):
-        return best_gaussian() - bits(make, **dict(steps=100) | changes)
+    def gain(make=glow, **settings):
+        return best_gaussian() - bits(make, **settings)
 
     return gain(), {
         "hardly trained": gain(steps=10),
@@ -586,16 +577,11 @@ def four_blocks():
 
 @case("ZOO-16")
 def _():
-    def four_times_one():
-        (block,) = tar(1).bijection.bijections
-        return zoo.Patches(Chain(block, block, block, block), (1, 8, 8), 2)
-
     # Blocks that see nothing gain 0.5 bits too, four over one: they learn the pixels' scales faster. The criterion
     # cannot tell; it could, if the pixels were standardised first.
     deep = bits(lambda: tar(1, num_layers=4))
     return deep - four_blocks(), {
         "one order for all blocks": deep - bits(lambda: tar(change=one_order)),
-        "one block, used four times": deep - bits(four_times_one),
         "blocks that see nothing": deep - bits(lambda: tar(change=positions_only)),
     }
 
