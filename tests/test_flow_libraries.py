@@ -54,6 +54,9 @@ class Translated(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.translate(self.network(x))
 
+    def of_feature(self, i: int, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self(x, context)[..., i::DIM]
+
 
 def same(raw: Tensor) -> Tensor:
     return raw
