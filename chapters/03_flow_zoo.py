@@ -577,7 +577,7 @@ say(
 claim("ZOO-3", [of_depth[1] / of_depth[0], of_depth[2] / of_depth[1]])
 
 # %% [markdown]
-# **What you saw.** Each layer can bend space along one line only, so it takes many. [Chapter 11](../README.md#chapters) returns to variational inference.
+# **What you saw.** Each layer can bend space along one line only, so it takes many. Variational inference returns in a later chapter.
 #
 # ## Family 4: residual flows
 #

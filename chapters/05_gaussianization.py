@@ -12,9 +12,6 @@
 # ---
 
 # %% [markdown]
-#
-
-# %% [markdown]
 # # 05 · Gaussianization: layers without back-propagation, and how many it takes
 #
 # **Paper.** Felix Draxler, Lars Kühmichel, Armand Rousselot, Jens Müller, Christoph Schnörr, Ullrich Köthe: *On the Convergence Rate of Gaussianization with Random Rotations*, ICML 2023,
