@@ -128,7 +128,7 @@ def train(flow, target, name):
 
 
 # %% [markdown]
-# The distance that counts is the one that maximum likelihood minimises, $\mathrm{KL}(p\,\|\,p_\theta)=\mathbb E_p[\ln p-\ln p_\theta]$. The target's density is known, so it can be estimated from samples that training never saw, with a standard error.
+# The distance that counts is the one that maximum likelihood minimises, $\mathrm{KL}(p\,\|\,p_\theta)=\mathbb E_p[\ln p-\ln p_\theta]$, with $p_\theta$ the flow's density. The target's density is known, so it can be estimated from samples that training never saw, with a standard error.
 
 # %%
 torch.manual_seed(seed)
@@ -946,7 +946,7 @@ claim("CU-15", cond_slope)
 claim("CU-19", shear_kl[-1] / shear_kl[0])
 
 # %% [markdown]
-# **What you saw.** Samples converge, the likelihood does not, and the price of convergence is slope: the Lipschitz constant grows like $1/\varepsilon$, the condition number of a shear like its square. Convergence of this kind does not by itself imply that a flow trained by maximum likelihood gets there. The layer-wise construction lowers the loss itself with every block, and the condition numbers of its blocks do not grow on the way.
+# **What you saw.** Samples converge, the likelihood does not, and the price of convergence is slope: the Lipschitz constant grows like $1/\varepsilon$, the condition number of a shear like its square. Convergence of this kind does not by itself imply that a flow trained by maximum likelihood gets there. The layer-wise construction lowers the loss itself with every block, and the condition numbers of its blocks show no lasting growth on the way.
 #
 # ## How fast? Gaussian data
 #
@@ -1118,7 +1118,7 @@ claim("CU-18", rate)
 # Two modes with ratio $r$ of variances and weight $w$ of the wide one. When is the best volume-preserving density (below) hard to tell from the target (above)? Watch the right panel: it *is* the whole story. Then make both modes equally high, $w/(1-w)=r$.
 
 # %%
-coarse, coarse_cell = grid((-8, -5), (5, 5), 0.05)
+coarse, coarse_cell = grid((-8, -5), (8, 5), 0.05)
 OFFSETS = (coarse - torch.tensor([-3.0, 0.0])).square().sum(-1), (coarse - torch.tensor([3.0, 0.0])).square().sum(-1)
 
 
@@ -1134,7 +1134,7 @@ def show(log_ratio, weight):
     axes = [axes[k] for k in range(3)]
     for ax, values in zip(axes, (log_p, optimum.log_p)):
         norm = PowerNorm(0.4, 0, log_p.exp().max().item())
-        ax.imshow(values[30:, 30:-30].exp().T, origin="lower", norm=norm, extent=(-6.5, 5, -3.5, 3.5))
+        ax.imshow(values[30:-60, 30:-30].exp().T, origin="lower", norm=norm, extent=(-6.5, 5, -3.5, 3.5))
         ax.set(xticks=[-5, 0, 5], yticks=[-3, 0, 3], ylabel="$x_2$")
         ax.grid(False)
     axes[1].set_xlabel("$x_1$")

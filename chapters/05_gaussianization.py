@@ -45,6 +45,7 @@ if importlib.util.find_spec("refimpl") is None:  # for example on Colab: install
 
 # %%
 import hashlib
+import json
 import math
 
 import matplotlib.pyplot as plt
@@ -158,7 +159,7 @@ def kl_by_layer(
 
 
 # %% [markdown]
-# **What to look for.** From left to right: standardised only, then the model after 1, 2, 5 and 17 layers, the numbers of the paper's Figure 2. Top: the model's density in data space, with 300 of the data in the first panel. Bottom: their latents. What does the model look like after one layer, and why with that many bumps?
+# **What to look for.** From left to right: standardised only, then the model after 1, 2, 5 and 17 layers, the numbers of the paper's Figure 2. Top: the model's density in data space, with 300 of the data in the first panel (colours show its root, in each panel on a scale of its own). Bottom: their latents. What does the model look like after one layer, and why with that many bumps?
 
 # %%
 SHOWN = [0, 1, 2, 5, 17]
@@ -450,7 +451,7 @@ over = {
 plane = layers_to(loss_curve(covariance("mild", 2, 256, source), generator=source), 0.01).mean().item()
 
 # %% [markdown]
-# **What to look for.** Left: is the loss a straight line on a logarithmic axis, with the predicted slope (dotted)? Right: which dots lie on the theory's line, which above it, and where are the couplings?
+# **What to look for.** Left: is the loss a straight line on a logarithmic axis, with the predicted slope (dotted)? Right: how do the layers of all four spectra, which nearly coincide, compare with those of the couplings? The table below divides them by the theory: which spectra are on it, which above?
 
 # %% alt="Left: loss against layers for several dimensions, straight lines on a logarithmic axis on top of dotted theory. Right: layers to one percent against dimension for four spectra on the theory line, coupling blocks far below."
 fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.5))
@@ -494,14 +495,14 @@ claim("GA-16", [exponents[f"couplings, {kind}"] for kind in over])
 # %% [markdown]
 # **What you saw.** Straight lines. Mild and spike lie on the theory; Wishart and log-uniform spectra need a fixed factor more, for the second-order expansion holds at the end of their way only. Couplings need a handful of blocks in every dimension: their ratio tends to $\frac12$. The dashed line is no bound of these dots: it counts what *exact* whitening by linear maps takes, as derived below.
 #
-# Is Gaussianization then wasteful? Count *parameters* instead of layers: $D$ for each of its layers, $D^2/4$ for a coupling block, whose linear map sees half of the coordinates.
+# Is Gaussianization then wasteful? Count *parameters* instead of layers: $D$ for each of its layers, $D^2/4+D$ for a coupling block: its linear map sees half of the coordinates, and it scales all of them.
 
 # %%
 for dim, ours, theirs in zip(RECURSION, layers["mild"], layers["couplings, mild"]):
     expected = math.log(100) / -math.log(whitening_ratio(dim))
     print(
-        f"D = {dim:4d}: {ours:6.1f} layers, {ours * dim:7.0f} parameters, {ours * dim**2:10.0f} multiplications a point; "
-        f"{theirs:.1f} couplings (theory {expected:.1f}), {theirs * dim**2 / 4:7.0f}, {theirs * 1.25 * dim**2:7.0f}"
+        f"D = {dim:4d}: {ours:6.1f} layers, {ours * dim:7.0f} parameters, {ours * (dim**2 + dim):10.0f} multiplications a point; "
+        f"{theirs:.1f} couplings (theory {expected:.1f}), {theirs * (dim**2 / 4 + dim):7.0f}, {theirs * (1.25 * dim**2 + dim):7.0f}"
     )
 
 # %% [markdown]
@@ -513,7 +514,7 @@ for dim, ours, theirs in zip(RECURSION, layers["mild"], layers["couplings, mild"
 #
 # $$\frac{2}{\kappa^2(D+2)}\ \le\ \frac{\mathbb E_Q\,[\mathcal L_\ell-\mathcal L_{\ell+1}]}{\mathcal L_\ell}\ \le\ \frac{2\kappa^2}{D+2},$$
 #
-# the mean over the next rotation $Q$, given the layers before it, on which $\kappa$ depends. The right half is the lower bound on depth: *at least linearly many* layers, as long as $\kappa$ stays below a constant on the way. It is empty where $2\kappa^2>D+2$, and that is honest: one huge eigenvalue is seen by every random direction and is gone within about ten layers.
+# the mean over the next rotation $Q$, given the layers before it, on which $\kappa$ depends. The right half is the lower bound on depth: *at least linearly many* layers, as long as $\kappa$ stays below a constant on the way. It is empty where $2\kappa^2>D+2$, and that is honest: one huge eigenvalue is seen by every random direction, so the first layers remove far more than $2/(D+2)$; this head start is soon used up, long before the eigenvalue is 1.
 #
 # Two protocols below: the first number takes the spike itself, scaled to trace $D$, before any layer; the curves start after a first layer has made all variances 1.
 
@@ -526,7 +527,7 @@ later = curves["spike", RECURSION[2]].mean(1)
 rate = 1 - (later[40] / later[10]) ** (1 / 30)
 say(
     f"Spike at D = 48, from the start: the first layer removes {100 * early:.1f} % of the loss, where 2 / (D + 2) is {100 * 2 / 50:.1f} %. "
-    f"At D = {RECURSION[2]}, after a first layer: layers 10 to 40 remove {100 * rate:.1f} % each, where 2 / (D + 2) is {100 * 2 / (RECURSION[2] + 2):.1f} %: once the spike is gone, the rate is the bulk's."
+    f"At D = {RECURSION[2]}, after a first layer: layers 10 to 40 remove {100 * rate:.1f} % each, where 2 / (D + 2) is {100 * 2 / (RECURSION[2] + 2):.1f} %: the head start is used up, and layers now remove a little less than the limit."
 )
 for name, sigma in (("spike", spike), ("mild", covariance("mild", 48, 1, source)[0])):
     sigma = correlation(sigma) if name == "mild" else sigma
@@ -557,7 +558,7 @@ for dim in (4, 5, 6):
 # %% [markdown]
 # **What to look for.** The vertical lines are at $(D+1)/2$. How far down does training get left of them, and how far right? (What is below $10^{-15}$, rounding, is drawn there.)
 
-# %% alt="Least loss by joint training against number of layers, for dimensions 4, 5 and 6: large before (D+1)/2 layers, at rounding error behind."
+# %% alt="Least loss by joint training against number of layers, for dimensions 4, 5 and 6: large before (D+1)/2 layers, at rounding error one layer more than its next whole number asks for."
 fig, ax = plt.subplots(figsize=(7.6, 2.7))
 for dim, colour, marker in zip((4, 5, 6), PALETTE, "os^"):
     row = [(depth, max(kl, 1e-15)) for (d, depth), kl in least.items() if d == dim]
@@ -720,7 +721,7 @@ claim("GA-10", growth["bananas"] - growth["Gaussian to half"])
 claim("GA-11", growth["digits"])
 
 # %% [markdown]
-# **What you saw.** *Gaussians*: about linear, a bit above the exact recursion, because every fit adds some noise. *Three modes*: the favourable case. A projection of three clusters is three clusters on a line, in any dimension, so every coordinate sees the structure. *Bananas*: the unfavourable one. A projection mixes $D/2$ independent bananas and, by the central limit theorem, looks normal. A heuristic: the negentropy of something nearly normal is about $\frac1{12}\text{skewness}^2+\frac1{48}\text{(excess kurtosis)}^2$, and a random projection sees the bananas' third cumulants (and fourth) at order $1/D$; so a layer removes $O(D\cdot D^{-2})$ of a loss of size $O(D)$, and asks for about quadratically many layers. The noise of so many fits adds to that. This is our refinement, not in the paper's summary. *Digits*, a mixture of ten Gaussians fitted to them: correlated pixels of few shapes; about linear, as the paper reports for its images.
+# **What you saw.** *Gaussians*: about linear, but above the exact recursion, and the more so the higher the dimension, because every fit adds some noise. *Three modes*: the favourable case. A projection of three clusters is three clusters on a line, in any dimension, so every coordinate sees the structure. *Bananas*: the unfavourable one. A projection mixes $D/2$ independent bananas and, by the central limit theorem, looks normal. A heuristic: the negentropy of something nearly normal is about $\frac1{12}\text{skewness}^2+\frac1{48}\text{(excess kurtosis)}^2$, and a random projection sees the bananas' third cumulants (and fourth) at order $1/D$; so a layer removes $O(D\cdot D^{-2})$ of a loss of size $O(D)$, and asks for about quadratically many layers. The noise of so many fits adds to that. This is our refinement, not in the paper's summary. *Digits*, a mixture of ten Gaussians fitted to them: correlated pixels of few shapes; about linear, as the paper reports for its images.
 #
 # ## Speed-ups, and their price
 #
@@ -790,7 +791,7 @@ claim("GA-12", ica_over_random.mean())
 claim("GA-13", [noise_test[name] - noise_test["random"] for name in RULES if name != "random"])
 
 # %% [markdown]
-# **What you saw.** Where the data are independent sources, ICA unmixes them and is done in two layers; it then stays where it is, for each banana still is a dependent pair, and ICA looks for independent *coordinates*. (It also needs data that are white, that is, uncorrelated with unit variances, as these are.)
+# **What you saw.** Where the data are independent sources, ICA unmixes them and is done in two layers; it then stays where it is, for each banana still is a dependent pair, and ICA looks for independent *coordinates*. Sliced rotations go on below ICA, because they look for directions that are not normal, not for independent ones; we stop them after four layers, as they are dear. (It also needs data that are white, that is, uncorrelated with unit variances, as these are.)
 # On noise the same ability is a defect: among all directions in 50 dimensions some make 200 normal points look non-normal, and a rule that searches finds them. Random rotations fit only the noise of the marginals. Judge by held-out data, or don't let rotations look.
 #
 # ### Real digits, no law behind them
@@ -820,7 +821,7 @@ drawn = [Chain(*chain[: 1 + 2 * layers]).inverse(latent)[0].detach().cpu() for l
 # %% [markdown]
 # **What to look for.** Left: dashed lines are the points seen, solid ones those held out. Right: rows of samples after 0, 1 and 10 layers with PCA, the last row real ones.
 
-# %% alt="Left: negative log-likelihood of digits against layers for four rotations, training and held out. Right: samples after 0, 1 and 10 layers with PCA, from noise to digit-like strokes; last row real digits."
+# %% alt="Left: negative log-likelihood of digits against layers for five rules for the rotation, training and held out. Right: samples after 0, 1 and 10 layers with PCA, from noise to digit-like strokes; last row real digits."
 fig = plt.figure(figsize=(7.6, 3.0))
 left, right = fig.subfigures(1, 2, width_ratios=[1.35, 1])
 ax = left.subplots()
@@ -830,6 +831,8 @@ for name, colour in (RULES | {"pca, then ica": PALETTE[4]}).items():
 ax.set(xlabel="layer", ylabel="negative log-likelihood (nats)")
 ax.set_title("Seen (dashed), held out to stop (solid)", fontsize=10)
 ax.set_ylim(top=6)
+ax.set_xscale("symlog", linthresh=10)
+ax.set_xticks([0, 2, 4, 6, 10, 20, 60], [0, 2, 4, 6, 10, 20, 60])
 ax.legend(ncols=2, fontsize=8, loc="upper right")
 right.suptitle("Samples: 0, 1, 10 layers; real", fontsize=10)
 panels = right.subplots(4, 6, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
@@ -855,8 +858,29 @@ say(
 
 
 # %% [markdown]
-# **What you saw.** The digits' strongest structure is covariance, which PCA finds in its first layer. ICA alone is used against its assumption; the comparison that is fair to it starts from PCA.
+# **What you saw.** The digits' strongest structure is covariance, which PCA finds in its first layer. ICA alone is used against its assumption; the comparison that is fair to it starts from PCA. Here looking pays: three of the four rules that look beat random rotations by far on unseen digits, if one stops after a few layers.
 # Wherever the solid and the dashed line of a colour part, layers fit noise. With so few data, stop early, by the held-out loss.
+#
+# ### What a layer costs
+#
+# Nothing in a layer depends on another coordinate but the rotation, so all coordinates are fitted at once. `python benchmarks/gaussianization.py` times the parts of a layer, beside the same work in a loop over coordinates, and beside scikit-learn's `QuantileTransformer`, which gives no derivative and so no likelihood. **What to look for** in its record: what grows like $D$, and what like $D^2$?
+
+# %%
+record_of_speed = runtime.results_dir() / "benchmarks" / "gaussianization.json"
+if not record_of_speed.exists():
+    say("No record here: run `python benchmarks/gaussianization.py`.")
+else:
+    speed = json.loads(record_of_speed.read_text())
+    columns = [c for c in speed["rows"][0] if c not in ("dim", "loop over ours")]
+    lines = [f"| D | {' | '.join(columns)} | loop / ours |", "|---" * (len(columns) + 2) + "|"]
+    for row in speed["rows"]:
+        times = " | ".join(f"{row[c]:.1f}" for c in columns)
+        lines.append(f"| {row['dim']} | {times} | {row['loop over ours']:.1f} |")
+    about = f"{speed['points']:,} points, {speed['device']}, PyTorch {speed['torch']}"
+    say(f"Milliseconds, {about}; `layer` is one whole layer of ours.\n\n" + "\n".join(lines))
+
+# %% [markdown]
+# **What you saw.** Fitting and applying the maps grow like $D$; turning the points is a product of matrices, which grows like $D^2$ and overtakes only in a thousand dimensions.
 #
 # ## Play
 #

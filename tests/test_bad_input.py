@@ -19,7 +19,7 @@ from refimpl import spectral_bias as sb
 from refimpl.claims import Claim, Claims
 from refimpl.data import GaussianMixture, augment, cifar, digits, flower, grid, moons, radial_noise, ring, sum_of_sines
 from refimpl.data.tabular import load_tabular, split_folds
-from refimpl.flows import gaussian_recursion
+from refimpl.flows import gaussian_recursion, gaussian_rotations
 from refimpl.landscape import (
     BezierCurve,
     NetworkLoss,
@@ -97,6 +97,7 @@ conditional = zoo.Flow(zoo.coupling_flow(2, affine, 2, width=4, dim_context=3), 
 of_maf = zoo.Flow(zoo.maf(2, 1, width=4, dim_context=3), normal)
 of_images = zoo.Flow(zoo.glow(1, 8, num_steps=1, width=4, dim_context=3), zoo.StandardNormal([1, 8, 8]))
 normals, identity, flat = torch.randn(50, 3), torch.eye(3), torch.zeros(4, 4)
+lopsided = torch.tensor([[1.0, 0.9], [0.0, 1.0]])
 
 
 def bowl(x):
@@ -820,6 +821,16 @@ CALLS = {
     ],
     "flows.universality": [
         ("cell", lambda: zoo.height_profile(flat, 0)),
+        ("log_p", lambda: zoo.height_profile(flat + NAN, 1.0)),
+        ("log_p", lambda: zoo.height_profile([0.0, 1.0], 1.0)),
+        ("log_p", lambda: zoo.height_profile(torch.zeros(0), 1.0)),
+        ("dim", lambda: zoo.best_volume_preserving(flat, 1.0, dim=0)),
+        ("volume", lambda: zoo.gaussian_profile(-torch.ones(2), 1.0, 2)),
+        ("volume", lambda: zoo.gaussian_profile([1.0], 1.0, 2)),
+        ("passive", lambda: zoo.conditional_moments(normals, normals, 2)),
+        ("passive", lambda: zoo.conditional_moments(normals[:, 0] + NAN, normals, 2)),
+        ("active", lambda: zoo.conditional_moments(normals[:, 0], normals[:-1], 2)),
+        ("active", lambda: zoo.conditional_moments(normals[:, 0], normals[:, 1], 2)),
         ("cell", lambda: zoo.best_volume_preserving(flat, NAN)),
         ("log_p", lambda: zoo.best_volume_preserving(flat + NAN, 1.0)),
         ("jacobian", lambda: zoo.gaussian_profile(torch.ones(2), 0.0, 2)),
@@ -832,6 +843,19 @@ CALLS = {
         ("num_bins", lambda: zoo.conditional_moments(normals[:, 0], normals[:, 1:], 99)),
     ],
     "flows.whitening": [
+        ("covariance", lambda: zoo.nonstandardness(identity[:2])),
+        ("covariance", lambda: zoo.nonstandardness(identity + NAN)),
+        ("covariance", lambda: zoo.nonstandardness(-identity)),
+        ("covariance", lambda: zoo.nonstandardness(lopsided)),
+        ("covariance", lambda: zoo.whiten(lopsided, 1)),
+        ("covariance", lambda: zoo.whitening_block(-identity, 1)),
+        ("eigenvalues", lambda: zoo.var_max_bound(torch.tensor([-1.0, 3.0]))),
+        ("eigenvalues", lambda: zoo.unitary_bound(torch.tensor([-1.0, 3.0]))),
+        ("eigenvalues", lambda: zoo.unitary_bound(identity)),
+        ("covariance", lambda: zoo.whiten(identity[:2], 1)),
+        ("covariance", lambda: zoo.whiten(identity + NAN, 1)),
+        ("covariance", lambda: zoo.whiten([[1.0]], 1)),
+        ("covariance", lambda: zoo.whitening_block(identity[0], 1)),
         ("active", lambda: zoo.whitening_block(identity, 0)),
         ("active", lambda: zoo.whitening_block(identity, 3)),
         ("num_blocks", lambda: zoo.whiten(identity, 0)),
@@ -850,6 +874,18 @@ CALLS = {
         ("num_bins", lambda: zoo.fit_affine_block(normals, num_bins=64)),
         ("num_rotations", lambda: zoo.fit_affine_block(normals, num_rotations=0)),
         ("num_layers", lambda: zoo.fit_affine_layers(normals, 0)),
+        ("x", lambda: zoo.fit_affine_block(normals + NAN)),
+        ("x", lambda: zoo.fit_affine_block(normals[:, 0])),
+        ("x", lambda: zoo.fit_affine_block(normals[:, :1])),
+        ("x", lambda: zoo.fit_affine_block(torch.ones(64, 2), num_bins=4)),
+        ("num_bins", lambda: zoo.fit_affine_block(normals, num_bins=1)),
+        ("step", lambda: zoo.fit_affine_block(normals, step="a")),
+        ("x", lambda: zoo.fit_affine_layers(torch.randn(64, 3), 1, num_bins=4)(torch.zeros(5, 2))),
+        (
+            "rotation",
+            lambda: zoo.BinnedCoupling(2 * identity, torch.tensor([0.0, 1.0]), torch.ones(2, 2), torch.zeros(2, 2)),
+        ),
+        ("position", lambda: zoo.BinnedCoupling(identity, [0.0, 1.0], torch.ones(2, 2), torch.zeros(2, 2))),
         (
             "position",
             lambda: zoo.BinnedCoupling(identity, torch.tensor([1.0, 0.0]), torch.ones(2, 2), torch.zeros(2, 2)),
@@ -872,6 +908,33 @@ CALLS = {
         ("x", lambda: zoo.MarginalGaussianization(1).fit(normals[:, 0])),
         ("x", lambda: zoo.MarginalGaussianization(3).fit(normals + NAN)),
         ("x", lambda: zoo.MarginalGaussianization(3).fit(normals[:1])),
+        ("x", lambda: zoo.MarginalGaussianization(2)(torch.zeros(4, 3))),
+        ("x", lambda: zoo.MarginalGaussianization(2)(torch.full((4, 2), NAN))),
+        ("z", lambda: zoo.MarginalGaussianization(2).inverse(torch.zeros(4))),
+        ("z", lambda: zoo.MarginalGaussianization(2).inverse(torch.full((4, 2), NAN))),
+        ("tail", lambda: zoo.MarginalGaussianization(3).fit(normals, tail=-1)),
+        ("tail", lambda: zoo.MarginalGaussianization(3).fit(normals, tail=NAN)),
+        ("prior", lambda: zoo.MarginalGaussianization(3).fit(normals, prior=-1)),
+        ("x", lambda: zoo.gaussianize(torch.ones(9, 2), 1)),
+        ("rotation", lambda: zoo.gaussianize(normals, 1, rotation=None)),
+        ("x", lambda: gaussian_rotations.pca_rotation(normals + NAN)),
+        ("x", lambda: gaussian_rotations.ica_rotation(normals[0])),
+        ("x", lambda: gaussian_rotations.sliced_rotation(normals + NAN)),
+        ("factor", lambda: gaussian_recursion.expected_layers(8, 0.5)),
+        ("batch", lambda: gaussian_recursion.haar(3, -1)),
+        ("sigma", lambda: gaussian_recursion.gain_bounds(2 * identity)),
+        ("sigma", lambda: gaussian_recursion.gain_bounds(identity[:2])),
+        ("sigma", lambda: gaussian_recursion.loss_curve(torch.ones(3, 3))),
+        ("to", lambda: gaussian_recursion.loss_curve(identity, to=0)),
+        ("sigma", lambda: gaussian_recursion.best_scales(torch.ones(3, 3), identity[None])),
+        ("rotations", lambda: gaussian_recursion.best_scales(identity, identity)),
+        ("rotations", lambda: gaussian_recursion.best_scales(identity, 2 * identity[None])),
+        ("share", lambda: gaussian_recursion.layers_to(torch.ones(3), 0)),
+        ("losses", lambda: gaussian_recursion.layers_to(torch.ones(3) + NAN, 0.5)),
+        ("losses", lambda: gaussian_recursion.layers_to([1.0, 0.5], 0.5)),
+        ("sigma", lambda: gaussian_recursion.correlation(identity[:2])),
+        ("sigma", lambda: gaussian_recursion.correlation(identity + NAN)),
+        ("sigma", lambda: gaussian_recursion.correlation(-identity)),
         ("dim", lambda: gaussian_recursion.haar(0)),
         ("factor", lambda: gaussian_recursion.expected_layers(3, 0)),
     ],

@@ -24,7 +24,7 @@ FLOORS = [
     {"training"},
 ]
 # Methods that build on another method because the mathematics does: {who: {whom}}.
-METHODS_ON_METHODS: dict[str, set[str]] = {}
+METHODS_ON_METHODS: dict[str, set[str]] = {"free_form": {"flows"}}
 
 
 def room(module):
@@ -126,7 +126,8 @@ def lines_of_code(module):
 def test_the_package_stays_compact():
     lines = sum(lines_of_code(module) for module in FILES)
     print(f"refimpl: {lines} lines of code in {len(FILES)} modules")
-    assert lines <= 6000
+    # About 450 lines a chapter, and there are to be twenty; the zoo of flows alone takes more than two thousand.
+    assert lines <= 10_000
 
 
 @pytest.mark.parametrize("module", [name for name in FILES if not name.rpartition(".")[2].startswith("_")])

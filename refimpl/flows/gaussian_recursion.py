@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refimpl._checks import check_positive, check_sizes, check_tensor
+from refimpl.flows.bijection import check_shape
 from refimpl.flows.linear import random_rotation
 
 __all__ = [
@@ -42,6 +43,7 @@ def haar(
     True
     """
     check_sizes(dim=dim)
+    check_shape("batch", batch)
     return random_rotation(dim, generator, batch).to(dtype)
 
 
@@ -50,11 +52,18 @@ def correlation(sigma: Float[Tensor, "*batch dim dim"]) -> Float[Tensor, "*batch
 
     From unit variances and a rotation Q the loss falls by -1/2 sum_i ln (Q sigma Q^T)_ii, which is never negative.
 
+    Raises:
+        TypeError, ValueError: if `sigma` is not finite and square, or a variance is not positive.
+
     >>> correlation(torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
     tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]])
     """
-    scale = sigma.diagonal(dim1=-2, dim2=-1).rsqrt()
+    check_tensor("sigma", sigma, "(*batch, n, n)")
+    variances = sigma.diagonal(dim1=-2, dim2=-1)
+    if not (variances > 0).all():
+        raise ValueError(f"sigma: has a variance of {variances.min().item():.3g}, expected all > 0")
+    scale = variances.rsqrt()
     return sigma * scale.unsqueeze(-1) * scale.unsqueeze(-2)
 
 
@@ -75,6 +84,8 @@ def expected_layers(dim: int, factor: float | int) -> float:
     297.03
     """
     check_positive("factor", factor)
+    if factor < 1:
+        raise ValueError(f"factor: got {factor!r}, expected at least 1")
     return math.log(factor) / -math.log(expected_ratio(dim))
 
 
@@ -83,7 +94,10 @@ def gain_bounds(sigma: Float[Tensor, "*batch dim dim"]) -> tuple[Float[Tensor, "
 
     The mean is over Haar-random rotations; k is the condition number of `sigma`, whose trace must be dim. The upper bound says nothing once it exceeds 1.
     """
+    check_tensor("sigma", sigma, "(*batch, n, n)")
     values, dim = torch.linalg.eigvalsh(sigma), sigma.shape[-1]
+    if not (values > 0).all() or not ((values.mean(-1) - 1).abs() < 1e-3).all():
+        raise ValueError("sigma: expected positive eigenvalues and a trace of dim; divide it by its mean variance")
     squared = (values[..., -1] / values[..., 0]).square()
     return 2 / (squared * (dim + 2)), 2 * squared / (dim + 2)
 
@@ -111,7 +125,11 @@ def loss_curve(
     (0.8304, True)
     """
     check_tensor("sigma", sigma, "(*batch, n, n)")
+    check_positive("to", to)
+    check_sizes(max_layers=max_layers)
     sigma = correlation(sigma)
+    if torch.linalg.cholesky_ex(sigma).info.any():
+        raise ValueError("sigma: is not positive definite")
     losses, dim, batch = [_loss(sigma)], sigma.shape[-1], sigma.shape[:-2]
     while len(losses) <= max_layers and (losses[-1] > to * losses[0]).any():
         q = haar(dim, *batch, generator=generator, dtype=sigma.dtype).to(sigma.device)
@@ -136,6 +154,9 @@ def layers_to(losses: Float[Tensor, " layers *batch"], share: float) -> Float[Te
     >>> round(layers_to(torch.tensor([1.0, 0.1]), 0.5).item(), 4)  # lg 2
     0.301
     """
+    check_positive("share", share)
+    if not isinstance(losses, Tensor) or not losses.numel() or losses.isnan().any():
+        raise ValueError("losses: expected a tensor of shape (layers, *batch) with one layer or more and no nan")
     below = losses <= share * losses[0]
     last = below.int().argmax(0)
     logs = losses.clamp_min(torch.finfo(losses.dtype).tiny).log()
@@ -162,7 +183,12 @@ def best_scales(
         The loss in nats, and the logarithms of the scales.
     """
     check_tensor("sigma", sigma, "(n, n)")
+    check_tensor("rotations", rotations, f"(layers, {len(sigma)}, {len(sigma)})", like=sigma)
+    if not torch.allclose(rotations @ rotations.mT, torch.eye(len(sigma)).to(sigma), atol=1e-4):
+        raise ValueError("rotations: expected orthogonal matrices")
     check_sizes(restarts=restarts, num_steps=num_steps)
+    if torch.linalg.cholesky_ex(sigma).info.any():
+        raise ValueError("sigma: is not positive definite")
     constant = -(sigma.shape[-1] + torch.logdet(sigma)) / 2
     root, found = torch.linalg.cholesky(sigma), []
 

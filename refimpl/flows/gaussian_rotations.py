@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from refimpl._checks import check_tensor
 from refimpl.flows.gaussian_recursion import haar
 
 __all__ = ["ica_rotation", "pca_rotation", "sliced_rotation"]
@@ -14,6 +15,7 @@ __all__ = ["ica_rotation", "pca_rotation", "sliced_rotation"]
 
 def pca_rotation(x: Float[Tensor, "n dim"], generator: torch.Generator | None = None) -> Float[Tensor, "dim dim"]:
     """Rows are the principal axes of the data."""
+    check_tensor("x", x, "(n, dim)")
     return torch.linalg.eigh(torch.cov(x.T.double()).view(x.shape[1], -1)).eigenvectors.T
 
 
@@ -29,6 +31,7 @@ def ica_rotation(x: Float[Tensor, "n dim"], generator: torch.Generator | None = 
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
+    check_tensor("x", x, "(n, dim)")
     seed = torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device if generator else None).item()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -57,6 +60,7 @@ def sliced_rotation(
 
     Source: Dai and Seljak 2021 (arXiv 2007.00674), maximum K-sliced Wasserstein distance, here with K = dim.
     """
+    check_tensor("x", x, "(n, dim)")
     where = generator.device if generator else None
     x = x[torch.randperm(len(x), generator=generator, device=where)[:max_points].to(x.device)]
     n, dim = x.shape

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_positive, check_sizes, check_tensor
+from refimpl._checks import check_numbers, check_positive, check_sizes, check_tensor
 from refimpl.flows.bijection import Bijection, Chain
 from refimpl.flows.gaussian_rotations import ica_rotation, pca_rotation, sliced_rotation
 from refimpl.flows.linear import ActNorm, Rotation
@@ -87,6 +87,8 @@ class MarginalGaussianization(Bijection):
         """
         check_tensor("x", x, f"(n, {self.dim})")
         check_positive("bandwidth", bandwidth)
+        check_numbers("tail", [tail], low=0, high=0.5)
+        check_numbers("prior", [prior], low=0)
         n, beyond = len(x), max(int(tail * len(x)), 1)
         if 2 * beyond >= n:
             raise ValueError(f"x: got {n} points, expected at least 3, and a tail of less than half of them")
@@ -128,12 +130,13 @@ class MarginalGaussianization(Bijection):
         return self
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
-        return self._run(x, self._one_way)
+        return self._run("x", x, self._one_way)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        return self._run(z, self._other_way)
+        return self._run("z", z, self._other_way)
 
-    def _run(self, x: Tensor, one_way: Callable[[Tensor], Pair]) -> Pair:
+    def _run(self, name: str, x: Tensor, one_way: Callable[[Tensor], Pair]) -> Pair:
+        check_tensor(name, x, f"(*batch, {self.dim})")
         # Blocks that stay in the cache: on a CPU several times as fast for many points.
         rows = x.reshape(-1, self.dim)
         blocks = [one_way(block) for block in rows.split(max(1, BLOCK // self.dim) if x.is_cpu else max(1, len(rows)))]
@@ -249,7 +252,9 @@ def gaussianize(
     dim = x.shape[1]
     if held_out is not None:
         check_tensor("held_out", held_out, f"(m, {dim})", like=x)
-    if isinstance(rotation, str) and rotation != "random" and rotation not in RULES:
+    if not (x.std(0) > 0).all():
+        raise ValueError(f"x: feature {x.std(0).argmin().item()} is constant; leave it out")
+    if not callable(rotation) and rotation not in ("random", *RULES):
         raise ValueError(f"rotation: got {rotation!r}, expected random, {', '.join(RULES)}, or a function")
     rule = RULES.get(rotation, rotation)
     marginal = marginal or (lambda y: MarginalGaussianization(dim).fit(y))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_sizes, check_tensor
+from refimpl._checks import check_positive, check_sizes, check_tensor
 from refimpl.flows.bijection import Bijection, Chain
 from refimpl.flows.linear import random_rotation
 from refimpl.flows.universality import conditional_moments
@@ -27,12 +27,20 @@ class BinnedCoupling(Bijection):
         shift: t, shape (bins, dim - 1).
 
     Raises:
-        ValueError: if shapes do not fit, a scale is not > 0, or positions do not increase.
+        TypeError: if a tensor is not floating-point.
+        ValueError: if shapes do not fit, the rotation is not orthogonal to single precision, a scale is not > 0, or
+            positions do not increase.
     """
 
     def __init__(self, rotation: Tensor, position: Tensor, scale: Tensor, shift: Tensor):
         super().__init__()
         check_tensor("rotation", rotation, "(dim, dim)")
+        check_tensor("position", position, "(bins)", like=rotation)
+        away = (rotation @ rotation.T - torch.eye(len(rotation)).to(rotation)).abs().max().item()
+        if not away < 1e-4:
+            raise ValueError(
+                f"rotation: Q Q^T is up to {away:.2g} away from the identity, expected an orthogonal matrix"
+            )
         bins, active = len(position), len(rotation) - 1
         for name, value in (("scale", scale), ("shift", shift)):
             check_tensor(name, value, f"({bins}, {active})", like=rotation)
@@ -51,11 +59,13 @@ class BinnedCoupling(Bijection):
         return tuple(torch.lerp(v[left], v[right], part) for v in (self.scale, self.shift))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("x", x, f"(*batch, {len(self.rotation)})")
         b, a = (x @ self.rotation.T).split([1, len(self.rotation) - 1], -1)
         s, t = self.scale_and_shift(b[..., 0])
         return torch.cat([b, s * a + t], -1), s.log().sum(-1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        check_tensor("z", z, f"(*batch, {len(self.rotation)})")
         b, a = z.split([1, len(self.rotation) - 1], -1)
         s, t = self.scale_and_shift(b[..., 0])
         return torch.cat([b, (a - t) / s], -1) @ self.rotation, -s.log().sum(-1)
@@ -78,16 +88,27 @@ def fit_affine_block(
         num_rotations: rotations to try.
         generator: source of the rotations.
 
+    Raises:
+        TypeError, ValueError: if `x` is not finite and of that shape, or a setting is out of its range.
+
     Source: Draxler et al. 2024 (arXiv 2402.06578), Sec. 5 and the authors' code.
     """
-    if not 0 < step <= 1:
+    check_tensor("x", x, "(n, dim)")
+    if x.shape[1] < 2:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected at least 2 features")
+    check_positive("step", step)
+    if step > 1:
         raise ValueError(f"step: got {step!r}, expected a number in (0, 1]")
     check_sizes(num_bins=num_bins, num_rotations=num_rotations)
+    if num_bins < 2:
+        raise ValueError(f"num_bins: got {num_bins}, expected at least 2")
     best, lowest = None, math.inf
     for _ in range(num_rotations):
         rotation = random_rotation(x.shape[1], generator).to(x)
         y = x @ rotation.T
         position, mean, std = conditional_moments(y[:, 0], y[:, 1:], num_bins)
+        if not (position.diff() > 0).all():
+            raise ValueError("x: whole bins of samples coincide; take fewer bins, or leave out copies")
         block = BinnedCoupling(rotation, position, 1 + step * (1 / std - 1), -step * mean / std)
         z, log_det = block(x)
         loss = (0.5 * z.square().sum(1) - log_det).mean().item()

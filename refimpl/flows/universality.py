@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_numbers, check_positive, check_sizes
+from refimpl._checks import check_numbers, check_positive, check_sizes, check_tensor
 
 __all__ = [
     "ConditionalMoments",
@@ -41,11 +41,16 @@ def height_profile(
         V, increasing, and log-heights, decreasing, one a cell.
 
     Raises:
-        ValueError: if `cell` is not a finite number > 0.
+        TypeError: if `log_p` is not a floating-point tensor.
+        ValueError: if `log_p` is empty, NaN or inf somewhere, or `cell` is not a finite number > 0.
 
     >>> height_profile(torch.tensor([0.0, 2.0, 1.0]), 2.0)
     (tensor([1., 3., 5.]), tensor([2., 1., 0.]))
     """
+    if not isinstance(log_p, Tensor) or not log_p.is_floating_point():
+        raise TypeError(f"log_p: got {getattr(log_p, 'dtype', type(log_p).__name__)}, expected a floating-point tensor")
+    if not log_p.numel() or not (log_p < math.inf).all():
+        raise ValueError(f"log_p: got shape {tuple(log_p.shape)} with nan or inf, or empty; expected values < inf")
     check_positive("cell", cell)
     heights = log_p.flatten().sort(descending=True).values
     return (torch.arange(len(heights), device=heights.device) + 0.5).to(heights) * cell, heights
@@ -58,7 +63,7 @@ def gaussian_profile(volume: Tensor, jacobian: float | int, dim: int) -> Tensor:
     in V if D = 2.
 
     Args:
-        volume: V, any shape.
+        volume: V >= 0, any shape.
         jacobian: c > 0.
         dim: D.
 
@@ -67,6 +72,9 @@ def gaussian_profile(volume: Tensor, jacobian: float | int, dim: int) -> Tensor:
     """
     check_positive("jacobian", jacobian)
     check_sizes(dim=dim)
+    check_tensor("volume", volume, "(*batch)")
+    if not (volume >= 0).all():
+        raise ValueError(f"volume: got a smallest value of {volume.min().item():g}, expected all >= 0")
     radius2 = (jacobian * volume / _unit_ball(dim)) ** (2 / dim)
     return math.log(jacobian) - 0.5 * dim * math.log(2 * math.pi) - 0.5 * radius2
 
@@ -101,8 +109,9 @@ def best_volume_preserving(log_p: Float[Tensor, "..."], cell: float | int, dim: 
 
     Source: Draxler et al. 2024 (arXiv 2402.06578), Sec. 4, in our derivation.
     """
-    dim = dim or log_p.ndim
     volume, heights = height_profile(log_p, cell)
+    dim = log_p.ndim if dim is None else dim
+    check_sizes(dim=dim)
     weight = heights.exp() * cell
     if not abs(weight.sum().item() - 1) < 1e-3:
         raise ValueError(f"log_p: sums to {weight.sum().item():.4g} on the grid, expected 1; is the grid too small?")
@@ -165,9 +174,12 @@ def conditional_moments(
         num_bins: number of bins; the n % num_bins samples with the largest passive feature are left out.
 
     Raises:
-        ValueError: if the bins have fewer than 2 samples.
+        TypeError: if a tensor is not floating-point.
+        ValueError: if shapes do not fit, values are not finite, or the bins have fewer than 2 samples.
     """
     check_sizes(num_bins=num_bins)
+    check_tensor("passive", passive, "(n)")
+    check_tensor("active", active, f"({len(passive)}, active)", like=passive)
     count = len(passive) // num_bins
     if count < 2:
         raise ValueError(f"num_bins: got {num_bins} for {len(passive)} samples, expected at least 2 samples a bin")

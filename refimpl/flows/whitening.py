@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_positive, check_sizes
+from refimpl._checks import check_positive, check_sizes, check_tensor
 from refimpl.flows.linear import random_rotation
 
 __all__ = [
@@ -31,10 +31,17 @@ def nonstandardness(covariance: Float[Tensor, "*batch dim dim"]) -> Float[Tensor
 
     Summed over x - 1 - ln x of the eigenvalues, which keeps digits where S is small.
 
+    Raises:
+        TypeError, ValueError: if `covariance` is not finite, symmetric and positive definite.
+
     >>> round(nonstandardness(torch.diag(torch.tensor([2.0, 1.0]))).item(), 4)  # (1 - ln 2) / 2
     0.1534
     """
-    excess = torch.linalg.eigvalsh(covariance) - 1
+    _check_symmetric(covariance)
+    eigenvalues = torch.linalg.eigvalsh(covariance)
+    if not (eigenvalues > 0).all():
+        raise ValueError(f"covariance: has an eigenvalue {eigenvalues.min().item():.3g}, expected all > 0")
+    excess = eigenvalues - 1
     return 0.5 * (excess - torch.log1p(excess)).sum(-1)
 
 
@@ -49,10 +56,14 @@ def whitening_block(
         scale_passive: whether the passive features are divided by their standard deviations as well.
 
     Raises:
-        ValueError: if `active` is out of its range.
+        TypeError, ValueError: if `covariance` is not finite, symmetric and positive definite, or `active` is out of its
+            range.
 
     Source: Draxler, Schnörr, Köthe 2022 (arXiv 2210.14032).
     """
+    _check_symmetric(covariance)
+    if torch.linalg.cholesky_ex(covariance).info.any():
+        raise ValueError("covariance: is not positive definite")
     dim = covariance.shape[-1]
     passive = _passive(dim, active)
     pp, pa = covariance[..., :passive, :passive], covariance[..., :passive, passive:]
@@ -88,6 +99,7 @@ def whiten(
         S, shape (num_blocks + 1, *batch), and Sigma behind the last block.
     """
     check_sizes(num_blocks=num_blocks)
+    _check_symmetric(covariance)
     dim = covariance.shape[-1]
     active = dim // 2 if active is None else active
     losses = [nonstandardness(covariance)]
@@ -126,10 +138,10 @@ def var_max_bound(eigenvalues: Float[Tensor, "*batch dim"], active: int | None =
     >>> var_max_bound(torch.tensor([1.0, 1.0]))
     tensor(0.)
     """
+    _check_eigenvalues(eigenvalues, "(*batch, dim)")
     dim = eigenvalues.shape[-1]
     active = dim // 2 if active is None else active
     passive = _passive(dim, active)
-    _check_mean_one(eigenvalues)
     excess = eigenvalues - 1
     loss = 0.5 * (excess - torch.log1p(excess)).sum(-1)
     share = dim * passive / ((dim + 2) * (dim - 1)) * excess.square().mean(-1) / eigenvalues.amax(-1)
@@ -162,10 +174,10 @@ def unitary_bound(eigenvalues: Float[Tensor, " dim"], active: int | None = None,
     """
     import mpmath
 
+    _check_eigenvalues(eigenvalues, "(dim)")
     dim = len(eigenvalues)
     active = dim // 2 if active is None else active
     passive = _passive(dim, active)
-    _check_mean_one(eigenvalues)
     if len(set(eigenvalues.tolist())) < dim:
         raise ValueError("eigenvalues: got equal ones, expected distinct ones")
     excess = eigenvalues.double() - 1
@@ -192,7 +204,17 @@ def _passive(dim: int, active: int) -> int:
     return dim - active
 
 
-def _check_mean_one(eigenvalues: Tensor) -> None:
+def _check_symmetric(covariance: Tensor) -> None:
+    check_tensor("covariance", covariance, "(*batch, dim, dim)")
+    off = (covariance - covariance.mT).abs().max().item()
+    if not off <= 1e-4 * covariance.abs().max().item():
+        raise ValueError(f"covariance: is off its transpose by {off:.2g}, expected a symmetric matrix")
+
+
+def _check_eigenvalues(eigenvalues: Tensor, shape: str) -> None:
+    check_tensor("eigenvalues", eigenvalues, shape)
+    if not (eigenvalues > 0).all():
+        raise ValueError(f"eigenvalues: got a smallest one of {eigenvalues.min().item():.3g}, expected all > 0")
     mean = eigenvalues.mean(-1)
     if not ((mean - 1).abs() < 1e-4).all():
         raise ValueError(f"eigenvalues: got a mean of {mean.flatten()[0].item():g}, expected 1")

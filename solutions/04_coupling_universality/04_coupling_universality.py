@@ -400,7 +400,7 @@ for name, (log_p, by_hand) in cases.items():
 #
 # Which $g$ does a density $p$ in the plane need? Imagine that the couplings have done all that they can: they have arranged the level sets as discs around the origin, without a change of volume. What reaches the layer then falls off with the radius and has the profile of $p$: the disc of radius $r$ holds as much mass as the highest points of $p$ do on an area of $\pi r^2$. Behind the layer there should be $\mathcal N(0,I)$, for which the disc of radius $\rho$ holds the mass $1-e^{-\rho^2/2}$. The layer carries discs to discs, and their mass with them.
 #
-# - `repair` returns $r$ and $g(r)$ for the circles through the *middles* of all cells, sorted from the highest cell downwards: the volume above cell $i$ is $V_i=(i+\frac12)\cdot$`cell`, and as in $V_i$ half of the cell's own mass counts as inside. Far out the mass inside is so near 1 that the double-precision difference of the two is noise or zero. The mass *outside* is a sum of small numbers; add them up from the other end.
+# - `repair` returns $r$ and $g(r)$ for the circles through the *middles* of all cells, sorted from the highest cell downwards: the volume above cell $i$ is $V_i=(i+\frac12)\cdot$`cell`, and as in $V_i$ half of the cell's own mass counts as inside. Far out the mass inside is so near 1 that 1 minus it is noise or zero in double precision. The mass *outside* is a sum of small numbers; add them up from the other end.
 
 # %% nbgrader={"grade": false, "grade_id": "radial", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def radial_layer(x, g):
@@ -477,6 +477,11 @@ check_normal(variance=1.0, half_width=6.0)
 ### BEGIN HIDDEN TESTS
 check_normal(variance=4.0, half_width=15.0)
 check_normal(variance=0.09, half_width=2.0)
+few = torch.tensor([[0.1, 0.4, 0.06], [0.25, 0.15, 0.04]]).double()
+radius, new = repair((few / 2).log(), 2.0)
+same(radius, (torch.tensor([1.0, 3.0, 5.0, 7.0, 9.0, 11.0]).double() / math.pi).sqrt(), "six cells of volume 2: r")
+outside = torch.tensor([0.8, 0.475, 0.275, 0.15, 0.07, 0.02]).double()
+same(new, (-2 * outside.log()).sqrt(), "six cells of volume 2: g(r)")
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -955,7 +960,7 @@ plt.show()
 # *One answer.*
 #
 # - **The sense.** A theorem on approximation in distribution (weakly, in Wasserstein distance or $L^p$ on bounded sets) says nothing about the likelihood: a tiny share of mass in the wrong place costs any amount of it. Additive flows can be close in that sense, at the price of ever steeper networks, and stay a fixed number of nats away. For affine couplings the layer-wise argument shows that the improvement per block goes to zero and the latents converge in distribution; neither a rate, nor that the loss goes to zero, nor that gradient descent finds the blocks.
-# - **A wall or bad training?** Sort the target by its density, on a grid or by samples if it is known up to a factor: the gap $\frac D2(1+\ln\frac{2\pi}D\mathbb E[V^{2/D}])-\ln\omega_D-H(p)$ is below the loss of every such flow. If it is 0.45, no number of layers helps; if it is 0.01, go on training. That 40 and 80 layers agree speaks for a wall, but does not prove it. Another hint: the profile of the flow is a Gaussian's, whatever it learned, so compare the peaks of the states with those of the target.
+# - **A wall or bad training?** Sort the target by its density, on a grid or by samples if it is known up to a factor: the gap $\frac D2(1+\ln\frac{2\pi}D\mathbb E[V^{2/D}])-\ln\omega_D-H(p)$ is what every such flow's loss exceeds the entropy by, at least. If it is 0.45, no number of layers helps; if it is 0.01, go on training. That 40 and 80 layers agree speaks for a wall, but does not prove it. Another hint: the profile of the flow is a Gaussian's, whatever it learned, so compare the peaks of the states with those of the target.
 # - **The bridge** is topology: every flow with a connected base has one, the good ones too. It can be thin and cost next to nothing.
 # - **The latents.** Vanishing conditional means show that they are round, not that they are normal: a uniform disc passes. Measure $\Delta$ with the conditional variances, at many rotations, against its noise of bins over samples; additive couplings cannot use what it finds, affine ones can.
 # - **The change.** One piece that changes volumes: a learned radial base or a radial layer, a few numbers; or affine couplings throughout.

@@ -264,7 +264,7 @@ plt.show()
 #
 # - `gaussian_layer` takes any covariance and any orthogonal matrix. It returns the covariance after the layer, and the layer's gain. The covariance that comes in need not have unit variances.
 # - `layers_until` counts. Divide each coordinate by its standard deviation first; the loss is now $\mathcal L_0$. Then add layers with random rotations until the loss is at most $\mathcal L_0/F$, and return their number, the standardisation not counted. `haar(dim, generator=generator)` draws a rotation.
-# - `layers_per_dimension` draws `num_runs` covariances from `random_covariance` for each dimension in `dims`, counts the layers of each, and returns the slope of the least-squares line, with an intercept, of the number of layers against the dimension.
+# - `layers_per_dimension` draws `num_runs` covariances from `random_covariance` for each dimension in `dims`, counts the layers of each with `layers_until`, and returns the slope of the least-squares line, with an intercept, of the number of layers against the dimension.
 
 # %% nbgrader={"grade": false, "grade_id": "layers", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def gaussian_layer(covariance, rotation):
@@ -394,6 +394,12 @@ check_slope(factor=5, seed=13, low=0.65, high=0.95)
 check_slope(factor=5, seed=14, low=0.7, high=0.95, num_runs=16)
 check_slope(factor=100, seed=15, low=2.1, high=2.6)
 check_slope(factor=10, seed=16, low=0.95, high=1.35, dims=(12, 24), num_runs=20)
+kept, layers_until = layers_until, lambda covariance, factor, generator: {4: 10, 8: 12, 20: 40}[len(covariance)]
+try:
+    got = number(layers_per_dimension(5, (4, 8, 20), 2, runtime.generator(18)), "layers_per_dimension")
+finally:
+    layers_until = kept
+assert abs(got - 1.9808) < 1e-3, f"for 10, 12 and 40 layers in 4, 8 and 20 dimensions your slope is {got:.4f}"
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -804,7 +810,7 @@ plt.show()
 #
 # - `negentropy` is $\int p\ln\frac p\varphi$ on an evenly spaced grid `x`, for one density or many. Where $p$ is 0 the integrand is 0. Take the definition literally, also for a $p$ whose mean is not 0 or whose variance is not 1.
 # - `mean_negentropy` is its mean over `num_draws` directions, drawn uniformly from the sphere.
-# - `exponent` is the slope of $\ln$(mean negentropy) against $\ln D$, by least squares over the dimensions `dims`.
+# - `exponent` is the slope of $\ln$(`mean_negentropy`) against $\ln D$, by least squares over the dimensions `dims`.
 
 # %% nbgrader={"grade": false, "grade_id": "projected_density", "locked": true, "schema_version": 3, "solution": false, "task": false}
 def projected_density(directions, family):
@@ -930,6 +936,13 @@ check_mean("uniform", 32, 300, 73, 2.78e-4, 0.2)
 check_mean("exponential", 16, 300, 74, 1.74e-2, 0.2)
 check_exponent("uniform", (16, 32, 64), 200, 75, -2.25, -1.8)
 check_exponent("exponential", (16, 32, 64), 200, 76, -1.75, -1.3)
+check_mean("uniform", 2, 400, 78, 0.0659, 0.15)
+kept, mean_negentropy = mean_negentropy, lambda family, dim, *rest: torch.tensor({4: 0.1, 8: 0.09, 64: 0.001}[dim]).double()
+try:
+    got = number(exponent("uniform", (4, 8, 64), 5, runtime.generator(79)), "exponent")
+finally:
+    mean_negentropy = kept
+assert abs(got + 1.7770) < 1e-3, f"for 0.1, 0.09 and 0.001 nats in 4, 8 and 64 dimensions your exponent is {got:.4f}"
 ### END HIDDEN TESTS
 
 # %% [markdown]
