@@ -856,7 +856,6 @@ say(
     + f". One layer of PCA has {on_digits['pca'].held_out[1]:.1f} on the points to stop by, the best of {len(on_digits['random'].held_out) - 1} random ones {min(on_digits['random'].held_out):.1f}."
 )
 
-
 # %% [markdown]
 # **What you saw.** The digits' strongest structure is covariance, which PCA finds in its first layer. ICA alone is used against its assumption; the comparison that is fair to it starts from PCA. Here looking pays: three of the four rules that look beat random rotations by far on unseen digits, if one stops after a few layers.
 # Wherever the solid and the dashed line of a colour part, layers fit noise. With so few data, stop early, by the held-out loss.
@@ -878,6 +877,7 @@ else:
         lines.append(f"| {row['dim']} | {times} | {row['loop over ours']:.1f} |")
     about = f"{speed['points']:,} points, {speed['device']}, PyTorch {speed['torch']}"
     say(f"Milliseconds, {about}; `layer` is one whole layer of ours.\n\n" + "\n".join(lines))
+
 
 # %% [markdown]
 # **What you saw.** Fitting and applying the maps grow like $D$; turning the points is a product of matrices, which grows like $D^2$ and overtakes only in a thousand dimensions.

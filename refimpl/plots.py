@@ -125,7 +125,8 @@ def choice(description: str, options: Sequence[str], value: str | None = None) -
 def play(draw: Callable[..., None], **controls: Any) -> None:
     """Show ipywidgets controls above a figure that ``draw(**values)`` makes anew at each move.
 
-    Outside a notebook it calls ``draw`` once with the controls' first values, so that a script runs the same code.
+    Outside a notebook it calls ``draw`` with the controls' first values, so that a script runs the same code; where no
+    window can open, also with each control at its ends (a menu: at each option), so that a script finds what fails there.
 
     Args:
         draw: function that makes one matplotlib figure and shows it.
@@ -140,7 +141,13 @@ def play(draw: Callable[..., None], **controls: Any) -> None:
         if not hasattr(control, "value"):
             raise TypeError(f"{name}: got {control!r}, expected an ipywidgets control, such as IntSlider")
     if not _in_notebook():
-        draw(**{name: control.value for name, control in controls.items()})
+        import matplotlib.pyplot as plt
+
+        first = {name: control.value for name, control in controls.items()}
+        draw(**first)
+        for values in _ends(first, controls):
+            draw(**values)
+            plt.close("all")  # as a notebook does behind each cell
         return
     import ipywidgets
     from IPython.display import display
@@ -151,6 +158,19 @@ def play(draw: Callable[..., None], **controls: Any) -> None:
         control.layout.width = "min(100%, 26em)"
     picture.layout.min_height = "18em"
     display(ipywidgets.VBox([ipywidgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), picture]))
+
+
+def _ends(first: dict[str, Any], controls: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first values with one control at a time at its end; none where figures would open as windows."""
+    import matplotlib as mpl
+
+    if mpl.get_backend().lower() != "agg":
+        return []
+    ends = {
+        n: getattr(c, "options", [getattr(c, "min", first[n]), getattr(c, "max", first[n])])
+        for n, c in controls.items()
+    }
+    return [first | {name: end} for name, some in ends.items() for end in some if end != first[name]]
 
 
 def _in_notebook() -> bool:

@@ -63,6 +63,19 @@ def test_outside_a_notebook_text_prints_and_controls_draw_once(capsys):
     assert capsys.readouterr().out == "**3** waves\n" and seen == [{"a": 3, "b": "x"}]
 
 
+def test_a_script_without_windows_tries_each_control_at_its_ends():
+    from matplotlib import pyplot as plt
+
+    seen, before = [], plt.get_backend()
+    controls = {"n": plots.slider("n", value=2, low=0, high=5), "who": plots.choice("who", ["a", "b", "c"])}
+    try:
+        plt.switch_backend("agg")
+        plots.play(lambda **values: seen.append((values["n"], values["who"])), **controls)
+    finally:
+        plt.switch_backend(before)
+    assert seen == [(2, "a"), (0, "a"), (5, "a"), (2, "b"), (2, "c")]
+
+
 @pytest.mark.parametrize("jupyter", [True, False])
 def test_controls_have_a_value_with_and_without_jupyter(jupyter, monkeypatch):
     if not jupyter:

@@ -937,7 +937,10 @@ check_mean("exponential", 16, 300, 74, 1.74e-2, 0.2)
 check_exponent("uniform", (16, 32, 64), 200, 75, -2.25, -1.8)
 check_exponent("exponential", (16, 32, 64), 200, 76, -1.75, -1.3)
 check_mean("uniform", 2, 400, 78, 0.0659, 0.15)
-kept, mean_negentropy = mean_negentropy, lambda family, dim, *rest: torch.tensor({4: 0.1, 8: 0.09, 64: 0.001}[dim]).double()
+kept, mean_negentropy = (
+    mean_negentropy,
+    lambda family, dim, *rest: torch.tensor({4: 0.1, 8: 0.09, 64: 0.001}[dim]).double(),
+)
 try:
     got = number(exponent("uniform", (4, 8, 64), 5, runtime.generator(79)), "exponent")
 finally:
