@@ -111,7 +111,7 @@ class FlowDistribution(Distribution):
 
     arg_constraints: dict[str, Any] = {}
 
-    def __init__(self, flow: Flow, context: Tensor | None = None, batch_shape: torch.Size | None = None):
+    def __init__(self, flow: nn.Module, context: Tensor | None = None, batch_shape: torch.Size | None = None):
         self.flow, self.context = flow, context
         if batch_shape is None:
             batch_shape = torch.Size() if context is None else context.shape[:-1]

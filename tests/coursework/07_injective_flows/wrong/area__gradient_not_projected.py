@@ -1,0 +1,16 @@
+# loses: 2
+def ellipsoid_radius(u, A):
+    return ((u @ A) * u).sum(-1) ** -0.5
+
+
+def log_area(radius, theta):
+    u = to_unit(theta)
+    r, pull = torch.func.vjp(radius, u)
+    slope = pull(torch.ones_like(r))[0]
+    along = slope
+    return log_sphere_volume(theta) + (u.shape[-1] - 2) * r.log() + 0.5 * (r**2 + along.square().sum(-1)).log()
+
+
+def uniform_simplex_log_prob(theta):
+    n = theta.shape[-1] + 1
+    return math.lgamma(n) + log_sphere_volume(theta) - n * to_unit(theta).sum(-1).log()

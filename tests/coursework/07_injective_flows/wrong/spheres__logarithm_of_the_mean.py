@@ -1,0 +1,21 @@
+# loses: 1
+def sphere_losses(R, rho, beta, dim):
+    area = math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
+    reconstruction = beta * (rho - R).square().mean()
+    return area + (dim - 1) * math.log(R) + reconstruction, area + (dim - 1) * rho.mean().log() + reconstruction
+
+
+def stationary_radius(beta, mean_radius, dim):
+    root = mean_radius**2 - 2 * (dim - 1) / beta
+    return 0.5 * (mean_radius + math.sqrt(root)) if root >= 0 else 0.0
+
+
+def descend(rho, beta, dim, on):
+    mean, s = rho.mean().item(), math.log(rho.mean().item())
+    rate = 0.5 / (dim + 2 * beta * mean**2)
+    for _ in range(20_000):
+        R = math.exp(s)
+        s -= rate * ((dim - 1 if on else 0) - 2 * beta * R * (mean - R))
+        if s < -20:
+            break
+    return math.exp(s)

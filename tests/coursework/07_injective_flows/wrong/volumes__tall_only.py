@@ -1,0 +1,11 @@
+# loses: 3
+def log_volume(J):
+    return 0.5 * torch.linalg.slogdet(J.mT @ J).logabsdet.clamp(-30, 30)
+
+
+def log_density(f, g, x, side):
+    z = f(x)
+    log_p = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
+    if side == "decoder":
+        return log_p - log_volume(jacobian(g, z))
+    return log_p + log_volume(jacobian(f, x if side == "encoder" else g(z)))
