@@ -905,7 +905,7 @@ say(
 )
 
 # %% [markdown]
-# R-hat is above 1.01 because half a chain holds some ten independent draws, not because chains are stuck: populations that are annealed independently agree. For training we would run longer, and at full size we do.
+# R-hat is above 1.01 because half a chain holds fewer than ten independent draws, not because chains are stuck: populations that are annealed independently agree. For training we would run longer, and at full size we do.
 #
 # ## Play
 #
@@ -1131,7 +1131,8 @@ for name, (network, options) in FAULTS.items():
 print(f"{'fault':>20} {'encoder':>8} {'decoder':>8} {'mass':>6}  verdict")
 for name, c in after.items():
     numbers = f"{c.nll_encoder - entropy:+8.2f} {c.nll_decoder - entropy:+8.2f} {c.integral:6.2f}"
-    print(f"{name:>20} {numbers}  {c.verdict.split('.')[0]}")
+    print(f"{name:>20} {numbers}  {c.verdict.split(':')[0].split(',')[0]}")
+
 
 # %% [markdown]
 # How much does ReLU miss? Move the hidden biases of a random network along a few random directions, and compare the difference quotient of the mean log-determinant over 20,000 points with autograd.
@@ -1159,7 +1160,11 @@ def missed(activation, step=0.05):
 
 
 share_missed = {a.__name__: missed(a) for a in (nn.ReLU, nn.SiLU, nn.Tanh)}
-say("Share of the change that autograd misses: " + ", ".join(f"{n} {100 * m:.1f} %" for n, m in share_missed.items()) + ".")
+say(
+    "Share of the change that autograd misses: "
+    + ", ".join(f"{n} {100 * m:.1f} %" for n, m in share_missed.items())
+    + "."
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT

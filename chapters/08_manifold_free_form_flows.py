@@ -75,7 +75,7 @@ from refimpl.free_form import (
     volume_change_surrogate,
 )
 from refimpl.nets import residual_mlp
-from refimpl.plots import PALETTE, choice, label_panels, play, say, sequential, slider, use_course_style
+from refimpl.plots import PALETTE, choice, label_panels, play, say, slider, use_course_style
 from refimpl.training import fit
 
 use_course_style()
@@ -85,8 +85,20 @@ size, device, seed = runtime.size, runtime.device(), runtime.seed()
 NET = size(quick=dict(width=64, depth=3, blocks=2), full=dict(width=256, depth=3, blocks=4))
 BATCH = size(quick=1, full=4)  # times the batch of an experiment
 STEPS = size(
-    quick=dict(airports=800, sphere=800, torus=900, rotations=500, disk=450, length=300, linear=400, matching=1200, small=300),
-    full=dict(airports=10_000, sphere=6000, torus=6000, rotations=6000, disk=3000, length=1000, linear=1000, matching=10_000, small=1000),
+    quick=dict(
+        airports=1000, sphere=800, torus=900, rotations=550, disk=400, length=250, linear=400, matching=1200, small=300
+    ),
+    full=dict(
+        airports=10_000,
+        sphere=6000,
+        torus=6000,
+        rotations=6000,
+        disk=3000,
+        length=1000,
+        linear=1000,
+        matching=10_000,
+        small=1000,
+    ),
 )
 RATE = size(quick=1.0, full=0.2)  # times the learning rate of an experiment
 POINTS = size(quick=dict(judge=4000, exact=10_000, map=60), full=dict(judge=20_000, exact=50_000, map=120))
@@ -139,6 +151,10 @@ def rows_of(x):
     return lambda n, g: x[torch.randint(len(x), (n,), generator=g, device=g.device)]
 
 
+def draws_of(law):
+    return lambda n, g: law.sample([n], g)
+
+
 # %%
 sphere = Sphere(2)
 places, countries = airports()
@@ -157,18 +173,21 @@ def remember(flow, step):
 
 world = train("airports", Uniform(sphere), rows_of(learn), STEPS["airports"], beta=30, beta_cycle=3, evaluate=remember)
 share = countries.count("US") / len(countries)
-say(f"{len(places)} airports with a IATA code, {100 * share:.0f} % of them in the United States; {len(test)} are held out.")
+say(
+    f"{len(places)} airports with a IATA code, {100 * share:.0f} % of them in the United States; {len(test)} are held out."
+)
 
 
 # %% [markdown]
-# **What to look for.** Left: airports that were held out. Middle: the model's density per unit of area, on a square-root scale. Right: as many samples, each by one call of the decoder. Which parts of the world do you recognise, without a coastline? Which are too smooth?
+# **What to look for.** Left: airports that were held out. Middle: the model's density per unit of area, on a square-root scale, cut off at a maximum of 0.6. Right: as many samples, each by one call of the decoder. Which parts of the world do you recognise, without a coastline? Which are too smooth?
 
 # %%
-def world_map(ax, density=None, points=None, colour=PALETTE[0]):
-    """A map of the sphere that keeps areas (Hammer's)."""
+def world_map(ax, density=None, points=None, colour=PALETTE[0], top=None):
+    """A map of the sphere that keeps areas (Hammer's); densities on a square-root scale up to top."""
     if density is not None:
         edges = lon_edges.deg2rad().numpy(), lat_edges.deg2rad().numpy()
-        ax.pcolormesh(*edges, density.cpu().sqrt().numpy(), rasterized=True)
+        top = density.max().item() if top is None else top
+        ax.pcolormesh(*edges, density.cpu().sqrt().numpy(), vmin=0, vmax=math.sqrt(top), rasterized=True)
     if points is not None:
         at = to_degrees(points).deg2rad().cpu()
         ax.plot(at[:, 1], at[:, 0], ".", ms=1.4, color=colour)
@@ -176,18 +195,18 @@ def world_map(ax, density=None, points=None, colour=PALETTE[0]):
     ax.grid(False)
 
 
-# %% alt="Three maps of the world: held-out airports, the model's density with maxima over North America, Europe, South and East Asia, Brazil and Australia, and samples of it that are smoother than the data."
+# %% alt="Three maps of the world: held-out airports, the model's density with maxima over North America and Europe and broad belts to the other continents, and samples of it that are smoother than the data."
 fig, axes = plt.subplots(1, 3, figsize=(7.8, 1.7), subplot_kw=dict(projection="hammer"))
 with torch.no_grad():
     drawn = world.sample([len(test)], generator=source(3))
 world_map(axes[0], points=test)
-world_map(axes[1], density=history[max(history)])
+world_map(axes[1], density=history[max(history)], top=0.6)
 world_map(axes[2], points=drawn, colour=PALETTE[1])
 label_panels(axes, ["Airports (held out)", "Density", "Samples"])
 plt.show()
 
 # %% [markdown]
-# **What you saw.** Continents, from points alone. The United States and Europe are dense, oceans nearly empty, nothing tears at the date line. But the samples are smoother than the airports: one continuous map with small networks does not draw every coast. We come back to that with numbers.
+# **What you saw.** North America and Europe are dense, and belts lead from there over South America, Africa, and the south and east of Asia to Australia; nothing tears at the date line or at the poles. But the belts are broad: one continuous map with small networks does not draw coasts, and it joins what it cannot cut apart. We come back to that with numbers.
 #
 # ## The claims
 #
@@ -240,7 +259,9 @@ def random_point(manifold, n, g):
     """Points of any manifold: uniform, or for the ball a normal one, wrapped."""
     if math.isfinite(manifold.volume):
         return manifold.uniform([n], g, like)
-    return manifold.exp(torch.zeros(n, manifold.dim, dtype=F64), 0.5 * torch.randn(n, manifold.dim, dtype=F64, generator=g))
+    return manifold.exp(
+        torch.zeros(n, manifold.dim, dtype=F64), 0.5 * torch.randn(n, manifold.dim, dtype=F64, generator=g)
+    )
 
 
 g = runtime.generator(seed)
@@ -292,6 +313,7 @@ cell = r[:, None] / 400 * 2 * math.pi / 60 * disk.metric_log_scale(polar).exp()
 print(f"{'wrapped normal on the disk':30s} integral {(bump.log_prob(polar).exp() * cell).sum():.4f}")
 assert abs((bump.log_prob(polar).exp() * cell).sum() - 1) < 0.01
 
+
 # %% [markdown]
 # ### The gradient: one tangent vector
 #
@@ -319,7 +341,10 @@ def gradients(manifold, num_probes, repeats=1, length=1.0, points=300):
     flat = [torch.cat([p.flatten() for p in torch.autograd.grad(exact.mean(), net.parameters())])]
     Q, R = manifold.frame(x), manifold.frame(z).detach()
     inverse = Q @ torch.linalg.inv(R.mT @ jacobian(encode, x).detach() @ Q) @ R.mT
-    decode = lambda y: x + (inverse @ (y - z.detach()).unsqueeze(-1)).squeeze(-1)
+
+    def decode(y):
+        return x + (inverse @ (y - z.detach()).unsqueeze(-1)).squeeze(-1)
+
     draw = tangent_probes(manifold, num_probes, g)
     for _ in range(repeats):
         s = volume_change_surrogate(encode, decode, x, probes=lambda z: length * draw(z)).surrogate
@@ -339,13 +364,17 @@ for manifold in manifolds:
     one_probe.append(along.mean().item())
     too_long.append(D / n)
     noise = (single - exact).square().sum(1).mean().sqrt() / exact.norm()
-    print(f"{manifold!r:28s} all {n} probes: error {all_probes[-1]:.0e}; one: mean along the gradient {along.mean():.3f}", end="")
+    print(
+        f"{manifold!r:28s} all {n} probes: error {all_probes[-1]:.0e}; one: mean along the gradient {along.mean():.3f}",
+        end="",
+    )
     print(f" (of length sqrt(D): {D / n:.2f}), noise of a batch of 300: {noise:.2f} times the gradient")
 
 # %%
 # NBVAL_CHECK_OUTPUT
 claim("MFF-2", all_probes)
 claim("MFF-3", one_probe)
+
 
 # %% [markdown]
 # ### The loss
@@ -386,12 +415,13 @@ torch.manual_seed(seed)
 networks = nn.ModuleList([residual_mlp(3, width=32, depth=3, blocks=2).double() for _ in range(2)])
 x = sphere.uniform([64], g, like)
 ours, v = loss_from_scratch(*networks, x, torch.randn(64, 3, dtype=F64, generator=g), beta=20)
-theirs, _ = manifold_loss(*networks, x, manifold=sphere, base=Uniform(sphere).double(), beta=20, probes=lambda z: v[None])
+theirs, _ = manifold_loss(
+    *networks, x, manifold=sphere, base=Uniform(sphere).double(), beta=20, probes=lambda z: v[None]
+)
 pairs = zip(*(torch.autograd.grad(loss, list(networks.parameters())) for loss in (ours, theirs)))
 gap = max((p - q).abs().max().item() for p, q in pairs)
 print(f"losses {ours.item():.6f} and {theirs.item():.6f}; gradients differ by at most {gap:.1e}")
 assert abs(ours - theirs) < 1e-10 and gap < 1e-10
-
 
 # %% [markdown]
 # ## Experiments
@@ -418,17 +448,29 @@ def log_angular_gaussian(x):
     return -math.log(4 * math.pi) - 0.5 * torch.logdet(covariance) - 1.5 * square.log()
 
 
-linear = train("linear", Uniform(sphere), directions, STEPS["linear"], lr=3e-2, batch=512, beta=10, network=lambda: nn.Linear(3, 3, bias=False))
+linear = train(
+    "linear",
+    Uniform(sphere),
+    directions,
+    STEPS["linear"],
+    lr=3e-2,
+    batch=512,
+    beta=10,
+    network=lambda: nn.Linear(3, 3, bias=False),
+)
 with torch.no_grad():
     x = directions(POINTS["exact"], source(4))
     linear_gap = (log_angular_gaussian(x) - linear.log_prob(x)).mean().item()
     found = torch.linalg.inv(linear.encoder.weight.T @ linear.encoder.weight)
 off = (found / found.trace() - covariance / covariance.trace()).norm() / (covariance / covariance.trace()).norm()
-say(f"Negative log-likelihood minus the true one: {linear_gap:.1e} nats. The covariance, scaled to trace 1, is off by {100 * off:.1f} %.")
+say(
+    f"Negative log-likelihood minus the true one: {linear_gap:.1e} nats. The covariance, scaled to trace 1, is off by {100 * off:.1f} %."
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
 claim("MFF-4", abs(linear_gap))
+
 
 # %% [markdown]
 # ### Sphere and torus, and an integral that tells the truth
@@ -446,7 +488,9 @@ def evenly(n):
     """n points on the sphere, evenly spaced along a spiral."""
     k = torch.arange(n, device=device) + 0.5
     height, angle = 1 - 2 * k / n, k * math.pi * (3 - math.sqrt(5))
-    return torch.cat([(1 - height**2).sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()], -1), height[:, None]], -1)
+    return torch.cat(
+        [(1 - height**2).sqrt()[:, None] * torch.stack([angle.cos(), angle.sin()], -1), height[:, None]], -1
+    )
 
 
 def torus_grid(n):
@@ -479,29 +523,33 @@ truth = {
 grids = {"sphere": evenly(4000), "torus": torus_grid(64)}
 learned, verdict = {}, {}
 for name, manifold in (("sphere", sphere), ("torus", torus)):
-    draw = lambda n, g, law=truth[name]: law.sample([n], g)
+    draw = draws_of(truth[name])
     weights = dict(beta=30, beta_cycle=3, batch=256 if name == "sphere" else 128)
-    learned[name] = train(name, Uniform(manifold), draw, STEPS[name], lr=1.5e-2 if name == "sphere" else 1e-2, **weights)
+    learned[name] = train(
+        name, Uniform(manifold), draw, STEPS[name], lr=1.5e-2 if name == "sphere" else 1e-2, **weights
+    )
     verdict[name] = judge(learned[name], truth[name], grids[name])
 drawn = {name: flow.sample([POINTS["judge"]], generator=source(6)).detach() for name, flow in learned.items()}
 for name, manifold in (("sphere", sphere), ("torus", torus)):
     assert (manifold.project(drawn[name]) - drawn[name]).abs().max() < 1e-5  # one pass, and on the manifold
 
 # %% [markdown]
-# **What to look for.** Truth and model beside each other, on the same scale. Are there bridges between the modes?
+# **What to look for.** Truth and model beside each other, on the same square-root scale, which shows small densities well. Are there bridges between the modes?
 
 # %% alt="True and learned densities with four modes, on a map of the sphere and on the square of the torus's two angles. They look alike but for faint bridges between the modes."
 fig = plt.figure(figsize=(7.8, 1.9))
 angles = torch.arange(65) * 2 * math.pi / 64
-for column, (name, side) in enumerate([("sphere", "truth"), ("sphere", "model"), ("torus", "truth"), ("torus", "model")]):
+for column, (name, side) in enumerate(
+    [("sphere", "truth"), ("sphere", "model"), ("torus", "truth"), ("torus", "model")]
+):
     log_prob = truth[name].log_prob if side == "truth" else learned[name].log_prob
     if name == "sphere":
         ax = fig.add_subplot(1, 4, column + 1, projection="hammer")
-        world_map(ax, density=log_prob(globe).exp().detach())
+        world_map(ax, density=log_prob(globe).exp().detach(), top=0.4)
     else:
         ax = fig.add_subplot(1, 4, column + 1)
         image = log_prob(grids["torus"]).exp().detach().view(64, 64).cpu().sqrt()
-        ax.pcolormesh(angles.numpy(), angles.numpy(), image.T.numpy(), rasterized=True)
+        ax.pcolormesh(angles.numpy(), angles.numpy(), image.T.numpy(), vmin=0, vmax=0.57, rasterized=True)
         ax.set(xticks=[0, 2 * math.pi], yticks=[0, 2 * math.pi], xticklabels=["0", "2π"], yticklabels=["0", "2π"])
         ax.set(xlabel="angle 1", aspect="equal")
     ax.set_title(f"{name.capitalize()}: {side}")
@@ -526,16 +574,16 @@ claim("MFF-7", verdict["torus"]["decoder"])
 #
 # ### Rotations, and why uniform points are in the loss
 #
-# $SO(3)$ has dimension 3 and lies in $\mathbb R^9$. Distances are angles of rotation, the volume is $8\pi^2$. Data: four wrapped normals of standard deviation 0.4 (23 degrees). We train twice, with the cycle loss $L_U$ on uniform points and without.
+# $SO(3)$ has dimension 3 and lies in $\mathbb R^9$. Distances are angles of rotation, the volume is $8\pi^2$. Data: four wrapped normals of standard deviation 0.3 (17 degrees). We train twice, with the cycle loss $L_U$ on uniform points and without.
 
 # %%
 centres = rotations.uniform([4], runtime.generator(seed + 7))
-truth["rotations"] = WrappedNormalMixture(rotations, centres, 0.4).to(device)
+truth["rotations"] = WrappedNormalMixture(rotations, centres, 0.3).to(device)
 spread = rotations.uniform([POINTS["judge"]], source(8), torch.zeros(1, device=device))
 error_at = {}
 for name, weight in (("with", 3), ("without", 0)):
-    draw = lambda n, g: truth["rotations"].sample([n], g)
-    weights = dict(beta=20, beta_cycle=weight, batch=128)
+    draw = draws_of(truth["rotations"])
+    weights = dict(beta=30, beta_cycle=weight, batch=128)
     learned[name] = train(f"rotations-{name}", Uniform(rotations), draw, STEPS["rotations"], **weights)
     verdict[name] = judge(learned[name], truth["rotations"], spread)
     with torch.no_grad():
@@ -570,6 +618,7 @@ for name in ("with", "without"):
 claim("MFF-8", verdict["with"]["decoder"])
 claim("MFF-9", worse)
 
+
 # %% [markdown]
 # **What you saw.** On the data both fit alike; the likelihood sees no difference. Elsewhere, without $L_U$, the decoder is no inverse at all. That matters when you evaluate the density where the data were not, which is what a density is for.
 #
@@ -589,7 +638,7 @@ truth["disk"] = WrappedNormalMixture(disk, torch.tensor([[-0.489, 0.489]]), 0.6)
 centre = WrappedNormalMixture(disk, torch.zeros(1, 2), 0.6)
 hyperbolic, samples = {}, {}
 for name, manifold in (("with", disk), ("without", FlatDisk(2))):
-    draw = lambda n, g: truth["disk"].sample([n], g)
+    draw = draws_of(truth["disk"])
     weights = dict(manifold=manifold, lr=5e-3, batch=128, beta=100, beta_cycle=1, beta_projection=10)
     flow = train(f"disk-{name}", copy.deepcopy(centre), draw, STEPS["disk"], **weights)
     flow.manifold = disk
@@ -620,7 +669,9 @@ plt.show()
 
 # %%
 say(
-    f"Mean true log-density: data {hyperbolic['data']:.2f}, samples {hyperbolic['with']:.2f} with the term, {hyperbolic['without']:.2f} without. "
+    "Mean hyperbolic distance from the centre of the disk: "
+    + ", ".join(f"{name} {disk.distance(torch.zeros_like(x), x).mean():.2f}" for name, x in samples.items())
+    + f". Mean true log-density: data {hyperbolic['data']:.2f}, samples {hyperbolic['with']:.2f} with the term, {hyperbolic['without']:.2f} without. "
     f"Gap of the held-out negative log-likelihood: {verdict['disk, with']['decoder']:.3f} and {verdict['disk, without']['decoder']:.3f} nats by the decoder, "
     f"{verdict['disk, with']['encoder']:.3f} and {verdict['disk, without']['encoder']:.3f} by the encoder."
 )
@@ -629,6 +680,7 @@ say(
 # NBVAL_CHECK_OUTPUT
 claim("MFF-10", verdict["disk, with"]["decoder"])
 claim("MFF-11", hyperbolic["with"] - hyperbolic["without"])
+
 
 # %% [markdown]
 # **What you saw.** Without the term the flow fits the density per *Euclidean* area, with latents taken for such a density, too. The two mistakes do not cancel: samples land too near the rim.
@@ -649,16 +701,20 @@ claim("MFF-11", hyperbolic["with"] - hyperbolic["without"])
 def kl_of_scale(kappa, ratio):
     """KL of vMF(kappa / ratio) from vMF(kappa)."""
     k = kappa / ratio
-    log_c = lambda k: math.log(k / (4 * math.pi * math.sinh(k)))
-    return (k - kappa) * (1 / math.tanh(k) - 1 / k) + log_c(k) - log_c(kappa)
+    log_c, log_c_latent = (math.log(k / (4 * math.pi * math.sinh(k))) for k in (k, kappa))
+    return (k - kappa) * (1 / math.tanh(k) - 1 / k) + log_c - log_c_latent
+
+
+def scaled_probes(factor):
+    draw = tangent_probes(sphere, 1, source(12))
+    return lambda z: factor * draw(z)
 
 
 pole = VonMisesFisherMixture(torch.tensor([[0.0, 0.0, 1.0]]), 3.0).to(device)
 heights, length_gap = {}, {}
 for name, longer in (("sqrt(n)", 1.0), ("sqrt(D)", math.sqrt(1.5))):
-    draw_probes = tangent_probes(sphere, 1, source(12))
-    weights = dict(beta=50, beta_cycle=3, lr=5e-3, probes=lambda z: longer * draw_probes(z))
-    flow = train(f"length-{name}", copy.deepcopy(pole), lambda n, g: pole.sample([n], g), STEPS["length"], manifold=sphere, **weights)
+    weights = dict(manifold=sphere, beta=50, beta_cycle=3, lr=5e-3, probes=scaled_probes(longer))
+    flow = train(f"length-{name}", copy.deepcopy(pole), draws_of(pole), STEPS["length"], **weights)
     with torch.no_grad():
         x = pole.sample([POINTS["exact"]], source(13))
         length_gap[name] = (pole.log_prob(x) - flow.log_prob(x)).mean().item()
@@ -692,7 +748,7 @@ claim("MFF-12", bias)
 #
 # ## Real places: what a likelihood is worth
 #
-# Back to the airports. A negative log-likelihood alone says little, so put three others beside it: the uniform density; a mixture of five vMF densities, which samples in one step as the flow does; and a *kernel density estimate* (KDE), which puts a vMF bump of one concentration $\kappa$ on every airport of the training set, mixed with 5 % of the uniform density, $\kappa$ chosen on validation points.
+# Back to the airports. A negative log-likelihood alone says little, so put three others beside it: the uniform density; a mixture of five vMF densities, the best of five starts, which samples in one step as the flow does; and a *kernel density estimate* (KDE), which puts a vMF bump of one concentration $\kappa$ on every airport of the training set, mixed with 5 % of the uniform density, $\kappa$ chosen on validation points.
 
 # %%
 KAPPAS = [10.0 ** (k / 2) for k in range(2, 13)]
@@ -715,16 +771,24 @@ def best_kernel(train, choose, test):
     return curve.tolist(), -kernel_estimates(train, test).mean(1)[curve.argmin()].item(), KAPPAS[curve.argmin()]
 
 
-torch.manual_seed(seed)
-start = learn[torch.randperm(len(learn), generator=source(15), device=device)[:5]]
-mixture = VonMisesFisherMixture(start, 7.0, learned=True)
-fit(mixture, lambda: -mixture.log_prob(learn).mean(), num_steps=300, lr=0.03, schedule="cosine", progress=False)
+def fit_mixture(g):
+    start = learn[torch.randperm(len(learn), generator=g, device=device)[:5]]
+    mixture = VonMisesFisherMixture(start, 7.0, learned=True)
+    fit(mixture, lambda: -mixture.log_prob(learn).mean(), num_steps=200, lr=0.05, schedule="cosine", progress=False)
+    return mixture
+
+
+g = source(15)
+mixture = min((fit_mixture(g) for _ in range(5)), key=lambda mixture: -mixture.log_prob(choose).mean().item())
 curve, kernel, kappa = best_kernel(learn, choose, test)
 with torch.no_grad():
     nll = {"uniform": math.log(4 * math.pi), "five vMF": -mixture.log_prob(test).mean().item(), "KDE": kernel}
     for side in ("decoder", "encoder"):
         nll[f"flow ({side})"] = -world.log_prob(test, side=side).mean().item()
-    whole = [model_integral(lambda x, side=side: world.log_prob(x, side=side), grids["sphere"], sphere)[0] for side in ("decoder", "encoder")]
+    whole = [
+        model_integral(lambda x, side=side: world.log_prob(x, side=side), grids["sphere"], sphere)[0]
+        for side in ("decoder", "encoder")
+    ]
 say(
     "Held-out negative log-likelihood of airports, nats: "
     + ", ".join(f"{name} {value:.2f}" for name, value in nll.items())
@@ -744,7 +808,9 @@ some = places.to(device)[torch.randperm(len(places), generator=g, device=device)
 records = some.repeat_interleave(torch.randint(1, 7, (len(some),), generator=g, device=device), 0)
 once, again = (split_points(x, generator=g) for x in (some, records))
 copied = repeated(again[2], again[0]).mean().item()
-(curve_once, kernel_once, _), (curve_copies, kernel_copies, kappa_copies) = (best_kernel(*parts) for parts in (once, again))
+(curve_once, kernel_once, _), (curve_copies, kernel_copies, kappa_copies) = (
+    best_kernel(*parts) for parts in (once, again)
+)
 
 # %% [markdown]
 # **What to look for.** The value on validation points against $\kappa$. Where is the best $\kappa$, with copies and without?
@@ -754,7 +820,9 @@ fig, ax = plt.subplots(figsize=(6, 2.4))
 ax.semilogx(KAPPAS, curve_once, "o-", ms=3, label="each of 2000 airports once")
 ax.semilogx(KAPPAS, curve_copies, "s-", ms=3, label="one to six records of each")
 ax.axhline(nll["uniform"], color="#666666", ls=":", label="uniform")
-ax.set(xlabel="concentration κ of the kernel", ylabel="NLL (nats)", title="Kernel density estimate on validation points")
+ax.set(
+    xlabel="concentration κ of the kernel", ylabel="NLL (nats)", title="Kernel density estimate on validation points"
+)
 ax.legend(fontsize=8.5)
 plt.show()
 
@@ -809,18 +877,18 @@ fresh = law.sample([POINTS["judge"]], source(18))
 CALLS, discrepancy, seconds, counted = [1, 2, 3, 5, 10, 20, 50, 100], {}, {}, {}
 
 
-def timed(name, draw):
+def timed(name, sample, *steps):
     before, start = matching.num_calls, time.perf_counter()
-    drawn = draw()
+    drawn = sample([POINTS["judge"]], *steps, generator=source(19))
     seconds[name], counted[name] = time.perf_counter() - start, matching.num_calls - before
     discrepancy[name] = mean_discrepancy(drawn, fresh)
 
 
 with torch.no_grad():
-    timed("flow", lambda: learned["sphere"].sample([POINTS["judge"]], generator=source(19)))
+    timed("flow", learned["sphere"].sample)
     for calls in CALLS:
-        timed(calls, lambda: matching.sample([POINTS["judge"]], calls, source(19)))
-    timed("data", lambda: law.sample([POINTS["judge"]], source(20)))
+        timed(calls, matching.sample, calls)
+    timed("data", law.sample)
 assert [counted[calls] for calls in CALLS] == CALLS
 
 # %% [markdown]
@@ -867,7 +935,9 @@ stages = sorted(history)
 
 def show_globe(longitude, stage):
     turn = math.radians(longitude)
-    seen = torch.stack([depth * math.cos(turn) - right * math.sin(turn), depth * math.sin(turn) + right * math.cos(turn), up], -1)
+    seen = torch.stack(
+        [depth * math.cos(turn) - right * math.sin(turn), depth * math.sin(turn) + right * math.cos(turn), up], -1
+    )
     at = to_degrees(seen + 1e-9)
     row = ((at[..., 0] + 90) / 180 * POINTS["map"]).long().clamp(0, POINTS["map"] - 1)
     column = ((at[..., 1] + 180) / 360 * 2 * POINTS["map"]).long().clamp(0, 2 * POINTS["map"] - 1)
@@ -890,9 +960,9 @@ play(
     stage=slider("stage of training", value=len(stages) - 1, low=0, high=len(stages) - 1),
 )
 
+
 # %% [markdown]
 # And what a projection does to a network's raw output $y$. On a circle, $\pi(y)=y/\lVert y\rVert$ shrinks or stretches the error of $y$ by $1/\lVert y\rVert$. Move the cloud of raw outputs to the centre, and see why $L_P$ is in the loss.
-
 
 # %%
 def show_projection(radius, kind):
@@ -907,19 +977,29 @@ def show_projection(radius, kind):
     ax.plot(*torch.stack([raw, on], 1)[:40].permute(2, 1, 0).numpy(), color="#bbbbbb", lw=0.7)
     ax.plot(*raw.T, ".", ms=3, color=PALETTE[4], label="raw output")
     ax.plot(*on.T, ".", ms=3, color=PALETTE[1], label="projected")
-    ax.set(aspect="equal", xlim=(-1.6, 2.1), ylim=(-1.5, 1.5), title=f"Spread {raw.std(0).norm():.2f} becomes {on.std(0).norm():.2f}")
+    ax.set(
+        aspect="equal",
+        xlim=(-1.6, 2.1),
+        ylim=(-1.5, 1.5),
+        title=f"Spread {raw.std(0).norm():.2f} becomes {on.std(0).norm():.2f}",
+    )
     ax.legend(loc="upper right", fontsize=8)
     plt.show()
 
 
 # %% alt="Raw outputs around a point at the chosen radius and their projections onto the circle: near the centre they spread around all of it."
-play(show_projection, radius=slider("radius", value=0.3, low=0.0, high=1.6, step=0.1), kind=choice("manifold", ["circle", "disk"]))
+play(
+    show_projection,
+    radius=slider("radius", value=0.3, low=0.0, high=1.6, step=0.1),
+    kind=choice("manifold", ["circle", "disk"]),
+)
 
 # %% [markdown]
 # **Change it, break it.** Predict first, then try:
 #
 # - `beta=300` for the sphere: does the gap grow or shrink, and what happens to the decoder's integral?
 # - `beta_cycle=0` for the airports: where on the map do `flow.decode(flow.encode(u))` and `u` part?
+# - `activation=Sine` (from `refimpl.nets`) in the networks of the airports: the paper takes sines there, with $\beta=10^4$. With $\beta=30$ the likelihood improves by 0.1 or more. Compute both integrals before you celebrate.
 # - `Sphere(3)` in place of $SO(3)$: unit quaternions. Which pairs of points should have the same density, and do they?
 #
 # ## What goes wrong
@@ -931,8 +1011,7 @@ play(show_projection, radius=slider("radius", value=0.3, low=0.0, high=1.6, step
 # %%
 BETAS, runaway = [1, 3, 10, 30], {}
 for beta in BETAS:
-    draw = lambda n, g: truth["sphere"].sample([n], g)
-    flow = train(f"beta-{beta}", Uniform(sphere), draw, STEPS["small"], lr=1.5e-2, beta=beta)
+    flow = train(f"beta-{beta}", Uniform(sphere), draws_of(truth["sphere"]), STEPS["small"], lr=1.5e-2, beta=beta)
     runaway[beta] = judge(flow, truth["sphere"], grids["sphere"])
 
 # %% [markdown]
@@ -954,13 +1033,15 @@ plt.show()
 # %%
 say(
     "By the decoder, gap and integral: "
-    + "; ".join(f"β = {beta}: {found['decoder']:.2f} nats, {found['integrals'][0]:.3g}" for beta, found in runaway.items())
+    + "; ".join(
+        f"β = {beta}: {found['decoder']:.2f} nats, {found['integrals'][0]:.3g}" for beta, found in runaway.items()
+    )
     + "."
 )
 
 # %%
 # NBVAL_CHECK_OUTPUT
-claim("MFF-18", runaway[1]["integrals"][0])
+claim("MFF-18", max(abs(math.log(integral)) for integral in runaway[1]["integrals"]))
 
 # %% [markdown]
 # **What you saw.** A likelihood better than the truth's own, and an integral that says why. Report the integral with every likelihood of this kind; where $M$ has too many dimensions for it, report the reconstruction error at uniform points, and both sides' likelihoods.
@@ -993,7 +1074,11 @@ z = sphere.project(x @ matrix.T)
 left_out = torch.linalg.slogdet(sphere.frame(z).mT @ matrix @ sphere.frame(x)).logabsdet
 right = manifold_log_det(lambda x: sphere.project(x @ matrix.T), x, sphere)[1]
 print("without the projection, minus the right value:", [round(v, 3) for v in (left_out - right).tolist()])
-print("2 log|f~(x)|:                                 ", [round(v, 3) for v in (2 * (x @ matrix.T).norm(dim=1).log()).tolist()])
+print(
+    "2 log|f~(x)|:                                 ",
+    [round(v, 3) for v in (2 * (x @ matrix.T).norm(dim=1).log()).tolist()],
+)
+
 
 # %% [markdown]
 # ## At full size
@@ -1021,7 +1106,11 @@ def paper_run(name, x, manifold, noise, **weights):
     with torch.no_grad():
         copies = repeated(test, learn)
         values = -flow.log_prob(test).cpu()
-        out = {"flow": values.mean().item(), "copies": copies.mean().item(), "flow, no copies": values[copies == 0].mean().item()}
+        out = {
+            "flow": values.mean().item(),
+            "copies": copies.mean().item(),
+            "flow, no copies": values[copies == 0].mean().item(),
+        }
     if manifold.ambient_dim == 3:
         out["KDE"] = best_kernel(learn, choose, test)[1]
     return out
@@ -1029,7 +1118,10 @@ def paper_run(name, x, manifold, noise, **weights):
 
 paper = {}
 jobs = [(name, earth, sphere, 0.008 if name == "volcano" else 0.0015) for name in PAPER["earth"]]
-jobs += [(name, torsions, Sphere(1, copies=7 if name == "RNA" else 2), 0.01 if name == "RNA" else 0.0) for name in PAPER["torsions"]]
+jobs += [
+    (name, torsions, Sphere(1, copies=7 if name == "RNA" else 2), 0.01 if name == "RNA" else 0.0)
+    for name in PAPER["torsions"]
+]
 for name, load, manifold, noise in jobs:
     try:
         paper[name] = paper_run(name, load(name, download=True), manifold, noise, beta=300, beta_cycle=30)
@@ -1041,9 +1133,11 @@ for number in PAPER["mixtures"]:
     g = runtime.generator(seed + number)
     precision = torch.distributions.Gamma(100.0, 1.0)
     torch.manual_seed(seed + number)
-    law = WrappedNormalMixture(rotations, rotations.uniform([number], g), (2 * precision.sample([number])).rsqrt()).to(device)
+    law = WrappedNormalMixture(rotations, rotations.uniform([number], g), (2 * precision.sample([number])).rsqrt()).to(
+        device
+    )
     weights = dict(beta=300, beta_cycle=10, beta_projection=10, lr=5e-3)
-    flow = train(f"mixture-{number}", Uniform(rotations), lambda n, g: law.sample([n], g), PAPER["steps"], **weights)
+    flow = train(f"mixture-{number}", Uniform(rotations), draws_of(law), PAPER["steps"], **weights)
     found = judge(flow, law)
     paper[f"SO(3), K = {number}"] = {"flow": found["entropy"] + found["decoder"], "floor": found["entropy"]}
 for name, values in paper.items():

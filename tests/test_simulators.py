@@ -134,8 +134,10 @@ def test_posteriors_integrate_to_one_and_their_draws_fill_the_same_cells(task, x
     assert -task.log_posterior(draws, x).mean().item() == pytest.approx(entropy.item(), abs=0.04)
 
 
-def test_slcp_posterior_agrees_with_weighted_draws_of_the_prior():
+@pytest.mark.parametrize("cells", [40, 8])
+def test_slcp_posterior_agrees_with_weighted_draws_of_the_prior(cells):
     task, g = SLCP(), generator()
+    task.cells = cells
     x = task.simulate(torch.tensor([0.7, -2.9, -1.0, -0.9, 0.6]), g)  # near the edge of the box, which cuts it off
     draws = task.sample_posterior(x, 4000, g)
     assert (draws.abs() <= 3).all()

@@ -103,6 +103,26 @@ def test_length_of_an_ellipse():
     assert length == pytest.approx(4 * a * ellipe(1 - b**2 / a**2), rel=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_angles_of_the_positive_box_never_leave_it(dtype):
+    z = torch.tensor([[-200.0, 200.0], [200.0, 200.0], [-30.0, 30.0]], dtype=dtype)
+    x = to_unit(AngleBox(3, positive=True).to(dtype).inverse(z)[0])
+    assert (x > 0).all() and x.log().isfinite().all()
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_the_box_there_and_back_with_its_slope(positive):
+    box, z = AngleBox(4, positive=positive).double(), torch.randn(5, 3, dtype=F64, generator=runtime.generator(0))
+    theta, log_det = box.inverse(z)
+    back, other = box(theta)
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(other, -log_det)
+    slope = torch.linalg.slogdet(jacobian(lambda z: box.inverse(z)[0], z)).logabsdet
+    torch.testing.assert_close(log_det, slope)
+    high = torch.tensor([1.0, 1.0, 1.0] if positive else [2.0, 2.0, 4.0], dtype=F64) * math.pi / 2
+    torch.testing.assert_close(box.inverse(torch.full([3], 50.0, dtype=F64))[0], high)
+
+
 def random_simplex(n, seed=0, context=0):
     torch.manual_seed(seed)
     body = coupling_flow(n - 1, AffineMap(), 3, width=8, dim_context=context)

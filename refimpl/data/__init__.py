@@ -6,15 +6,20 @@ from refimpl.data.earth import earth, repeated
 from refimpl.data.molecules import DoubleWell, LennardJones, ParticleSystem, dw4, lj13, lj55
 from refimpl.data.monte_carlo import anneal, effective_draws, metropolis, rank_normalise, split_r_hat
 from refimpl.data.signals import flower, grid, radial_noise, sum_of_sines
+from refimpl.data.simulators import SLCP, GaussianLinear, GaussianMixtureTask, TwoMoons
 from refimpl.data.sphere import airports, from_degrees, split_points, to_degrees
 from refimpl.data.torsions import angles_of, on_torus, torsions
 from refimpl.data.toy import GaussianMixture, moons, ring
 
 __all__ = [
     "DoubleWell",
+    "GaussianLinear",
     "GaussianMixture",
+    "GaussianMixtureTask",
     "LennardJones",
     "ParticleSystem",
+    "SLCP",
+    "TwoMoons",
     "airports",
     "angles_of",
     "anneal",

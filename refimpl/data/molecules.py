@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_numbers, check_sizes, check_tensor
+from refimpl._checks import check_numbers, check_positive, check_sizes, check_tensor
 
 __all__ = ["DoubleWell", "LennardJones", "ParticleSystem", "dw4", "lj13", "lj55"]
 
@@ -23,13 +23,14 @@ class ParticleSystem:
         trap: strength of the harmonic trap.
 
     Raises:
-        ValueError: if a size is not a whole number, or there are fewer than two particles.
+        ValueError: if a size is not a whole number, there are fewer than two particles, or `trap` is negative.
     """
 
     def __init__(self, num_particles: int, dim: int, trap: float):
         check_sizes(num_particles=num_particles, dim=dim)
         if num_particles < 2:
             raise ValueError(f"num_particles: got {num_particles}, expected 2 or more")
+        check_numbers("trap", [trap], low=0)
         self.num_particles, self.dim, self.trap = num_particles, dim, trap
 
     def pair(self, squares: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -64,6 +65,7 @@ class DoubleWell(ParticleSystem):
 
     def __init__(self, num_particles: int = 4, dim: int = 2, *, strength: float | int = 1.0, trap: float | int = 0.0):
         super().__init__(num_particles, dim, trap)
+        check_numbers("strength", [strength], low=0)
         self.strength = strength
 
     def pair(self, squares: Tensor) -> Tensor:
@@ -99,7 +101,9 @@ class LennardJones(ParticleSystem):
         trap: float | int = 1.0,
     ):
         super().__init__(num_particles, dim, trap)
-        check_numbers("eps", [eps], low=0)
+        check_positive("trap", trap)  # without, the particles evaporate and Z is infinite
+        for name, value in (("eps", eps), ("rm", rm)):
+            check_numbers(name, [value], low=0)
         self.eps, self.rm = eps, rm
 
     def pair(self, squares: Tensor) -> Tensor:
@@ -120,10 +124,13 @@ def dw4() -> DoubleWell:
 
 
 def lj13(eps: float | int = 2.0) -> LennardJones:
-    """Thirteen particles in space; eps = 2: log Z = 59.7 +- 0.2, entropy 16.9 +- 0.4 nats."""
+    """Thirteen particles in space. eps = 2: log Z = 59.84 +- 0.05, mean energy -43.05 +- 0.1, entropy 16.8 +- 0.1 nats.
+
+    eps = 1: log Z = 39.25 +- 0.05, mean energy 0.5 +- 0.1.
+    """
     return LennardJones(13, eps=eps)
 
 
 def lj55(eps: float | int = 2.0) -> LennardJones:
-    """Fifty-five particles in space."""
+    """Fifty-five particles in space. eps = 2: mean energy -325 +- 1, log Z 380 +- 5 (as far as annealings agree)."""
     return LennardJones(55, eps=eps)

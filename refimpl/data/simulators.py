@@ -209,7 +209,7 @@ class SLCP(Simulator):
     from cells of a grid by their exact density with (t1, t2) integrated out.
     """
 
-    dim, dim_data, bound, cells = 5, 8, 3.0, 80
+    dim, dim_data, bound, cells = 5, 8, 3.0, 40
 
     def _cholesky(self, shape: Tensor) -> Tensor:
         """Triangular root of S, (*batch, 2, 2)."""

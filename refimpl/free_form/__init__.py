@@ -1,6 +1,7 @@
 """Free-form flows: likelihood training of networks that no architecture makes invertible."""
 
 from refimpl.free_form.diagnosis import Diagnosis, diagnose, grid_integral, importance_integral
+from refimpl.free_form.equivariant import MeanFreeNormal
 from refimpl.free_form.flow import FreeFormFlow, VolumeChange, fff_loss, volume_change_surrogate
 from refimpl.free_form.injective import (
     InjectiveFlow,
@@ -34,6 +35,7 @@ __all__ = [
     "LatentMixture",
     "ManifoldFlow",
     "MatchingFlow",
+    "MeanFreeNormal",
     "PoincareBall",
     "Product",
     "Sphere",

@@ -49,7 +49,8 @@ class AngleBox(Bijection):
     """Angles to all of R^{n-1}, one by one, by the logit of their share of the interval that they may lie in.
 
     A flow of angles is a `Chain` that begins with this. It cuts a sphere open at the poles and at t_{n-1} = 0: densities
-    that do not vanish there have a seam.
+    that do not vanish there have a seam. Angles stay off the ends of their intervals by a rounding error, so that no
+    sine or cosine is 0 or changes its sign.
 
     Args:
         dim: n, the number of features of points, at least 2.
@@ -61,19 +62,24 @@ class AngleBox(Bijection):
         check_sizes(dim=dim)
         if dim < 2:
             raise ValueError(f"dim: got {dim}, expected at least 2")
-        high = torch.full([dim - 1], math.pi / 2 if positive else math.pi)
-        high[-1] = math.pi / 2 if positive else 2 * math.pi
-        self.register_buffer("high", high)
+        quarters = torch.full([dim - 1], 1.0 if positive else 2.0)
+        quarters[-1] = 1.0 if positive else 4.0
+        self.register_buffer("quarters", quarters)  # of a turn, which no conversion rounds
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Pair:
         """Unbounded numbers from angles x; not finite outside of the box."""
-        self.check_width("x", x, len(self.high))
-        z = (x / self.high).logit()
+        self.check_width("x", x, len(self.quarters))
+        z = (x / (self.quarters * (math.pi / 2))).logit()
         return z, -self._log_slope(z)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Pair:
-        self.check_width("z", z, len(self.high))
-        return self.high * z.sigmoid(), self._log_slope(z)
+        self.check_width("z", z, len(self.quarters))
+        eps = torch.finfo(z.dtype).eps
+        return self.quarters * (math.pi / 2) * z.sigmoid().clamp(eps, 1 - eps), self._log_slope(z)
 
     def _log_slope(self, z: Tensor) -> Tensor:
-        return (self.high.log() + torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)).sum(-1)
+        return (
+            (self.quarters * (math.pi / 2)).log()
+            + torch.nn.functional.logsigmoid(z)
+            + torch.nn.functional.logsigmoid(-z)
+        ).sum(-1)

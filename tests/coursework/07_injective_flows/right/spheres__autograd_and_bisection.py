@@ -1,5 +1,5 @@
 def sphere_losses(R, rho, beta, dim):
-    area = torch.tensor(2 * math.pi ** (dim / 2) / math.gamma(dim / 2)).double()
+    area = torch.tensor(2 * math.pi ** (dim / 2) / math.gamma(dim / 2), dtype=torch.float64)
     squared = rho.var(correction=0) + (rho.mean() - R) ** 2
     return torch.log(area * R ** (dim - 1)) + beta * squared, area.log() + (dim - 1) * rho.log().mean() + beta * squared
 
@@ -17,8 +17,8 @@ def stationary_radius(beta, mean_radius, dim):
 
 def descend(rho, beta, dim, on):
     s = rho.mean().log().requires_grad_()
-    optimiser = torch.optim.SGD([s], lr=0.3 / (dim + 2 * beta))
-    for _ in range(2500):
+    optimiser = torch.optim.SGD([s], lr=0.5 / (dim + 2 * beta))
+    for _ in range(700):
         optimiser.zero_grad()
         R = s.exp()
         ((dim - 1) * s * on + beta * (rho - R).square().mean()).backward()
