@@ -152,6 +152,7 @@ CALLS = [
     ("num_particles", lambda: MeanFreeNormal(1, 2)),
     ("dim", lambda: MeanFreeNormal(4, 0)),
     ("z", lambda: MeanFreeNormal(4, 2).log_prob(torch.zeros(3, 6))),
+    ("z", lambda: MeanFreeNormal(4, 2).log_prob(torch.full((3, 8), 0.01))),
     ("shape", lambda: MeanFreeNormal(4, 2).sample([-1])),
 ]
 

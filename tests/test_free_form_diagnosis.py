@@ -102,6 +102,39 @@ def test_importance_integral_of_a_gaussian_is_one(dim, spread, seed):
     torch.testing.assert_close(twice, 2 * mass)
 
 
+@pytest.mark.parametrize("dim", [2, 16, 64])
+def test_fold_with_equal_layers_is_found_in_any_dimension(dim):
+    """Both modes of x_1 cover the whole normal; g returns the right one, and both sides gain the same 0.64 nats."""
+    x = normal(dim=dim).double()
+    x[:, 0] = (torch.rand(2000, generator=source(1)) < 0.5).double() * 2 - 1 + 0.2 * x[:, 0]
+
+    def f(x):
+        return torch.cat([5 * (x[..., :1] - (20 * x[..., :1]).tanh()), x[..., 1:]], -1)
+
+    def g(z):
+        return torch.cat([z[..., :1] / 5 + 1, z[..., 1:]], -1)
+
+    found = diagnose(FreeFormFlow(Fn(f), Fn(g), dim), x, integrate=False)
+    true = (dim - 1) * 0.5 * math.log(2 * math.pi * math.e) + 0.5 * math.log(2 * math.pi * math.e * 0.04) + math.log(2)
+    assert found.nll_decoder - true == pytest.approx(-0.64, abs=0.2) and found.jacobian_error < 1e-6
+    assert abs(found.nll_encoder - found.nll_decoder) < 1e-3  # tanh 20 x is not quite 1 next to the modes' edges
+    assert found.lost == pytest.approx(2 / 1.04, abs=0.15)
+    assert [s for s in found.signs if "along some direction" in s] == found.signs != []
+    assert not found.trustworthy
+
+
+def test_loss_along_the_worst_direction_whatever_the_units():
+    """g leaves out a feature of tiny variance: all of it is lost, however the data are scaled or turned."""
+    turn = torch.linalg.qr(normal(6, 6))[0]
+    x = normal(dim=6) * torch.tensor([10.0, 3.0, 1.0, 1.0, 0.3, 0.05]) @ turn
+    keep = turn.T @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.4])) @ turn
+    found = diagnose(FreeFormFlow(Fn(lambda x: x * 1), Fn(lambda z: z @ keep), 6), x, integrate=False)
+    assert found.lost == pytest.approx(0.36, abs=0.02) and found.reconstruction < 0.002
+    flat = torch.cat([x, 2 * x[:, :1]], 1)  # no variance in one direction, which does not count
+    pair = FreeFormFlow(Fn(lambda x: x * 1), Fn(lambda z: 0.9 * z), 7)
+    assert diagnose(pair, flat, integrate=False).lost == pytest.approx(0.01, abs=1e-3)
+
+
 def test_grid_integral_of_a_polynomial_and_its_order():
     low, high = torch.tensor([-1.0, 0.0]).double(), torch.tensor([2.0, 1.0]).double()
     errors = []
@@ -151,7 +184,15 @@ ZERO, ONE = torch.zeros(2), torch.ones(2)
         (lambda: diagnose(nn.Linear(2, 2), normal(9)), TypeError, ["flow", "Linear", "FreeFormFlow"]),
         (lambda: diagnose(LAW, torch.zeros(9, 3)), ValueError, ["x:", "(9, 3)", "2"]),
         (lambda: diagnose(LAW, torch.full((9, 2), math.nan)), ValueError, ["x:", "finite"]),
-        (lambda: diagnose(LAW, torch.zeros(1, 2)), ValueError, ["x:", "1 point"]),
+        (lambda: diagnose(LAW, torch.zeros(1, 2)), ValueError, ["x:", "1 points"]),
+        (lambda: diagnose(LAW, torch.zeros(0, 2)), ValueError, ["x:", "0 points"]),
+        (lambda: diagnose(LAW, torch.ones(9, 2), integrate=False), ValueError, ["x:", "the same"]),
+        (lambda: diagnose(LAW, normal(9).double()), TypeError, ["x:", "float64", "float32"]),
+        (lambda: diagnose(LAW, normal(9), torch.zeros(4, 3)), ValueError, ["context", "(4, 3)", "9"]),
+        (lambda: grid_integral(lambda x: x, ZERO, ONE, 3), ValueError, ["log_density", "(9, 2)", "9 points"]),
+        (lambda: grid_integral(lambda x: x[:, :1], ZERO, ONE, 3), ValueError, ["log_density", "(9, 1)"]),
+        (lambda: importance_integral(lambda x: 3, normal(9)), ValueError, ["log_density", "int"]),
+        (lambda: importance_integral(torch.sum, normal(9), 1), ValueError, ["num_draws", "1", "2"]),
         (lambda: diagnose(LAW, normal(9), steps=0), ValueError, ["steps", "0"]),
         (lambda: grid_integral(torch.sum, ONE, ZERO), ValueError, ["high", "more than low"]),
         (lambda: grid_integral(torch.sum, torch.zeros(3), ONE), ValueError, ["low", "(3,)"]),

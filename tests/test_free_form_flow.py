@@ -264,6 +264,8 @@ def test_gradients_of_the_exact_density_reach_both_networks():
 
 x32 = torch.zeros(5, 2)
 NET = nn.Linear(2, 2)
+PAIR, NAN = FreeFormFlow(NET, NET, 2), torch.full((1, 5, 2), math.nan)
+GIVEN = FreeFormFlow(*(residual_mlp(2, width=4, depth=2, dim_context=3) for _ in range(2)), 2)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,23 @@ NET = nn.Linear(2, 2)
         (lambda: volume_change_surrogate(NET, NET, x32, probes=torch.zeros(0, 5, 2)), ValueError, ["probes", "(0, 5, 2)"]),
         (lambda: volume_change_surrogate(NET, NET, x32, probes=torch.zeros(1, 5, 2).double()), ValueError, ["float64"]),
         (lambda: volume_change_surrogate(NET, NET, x32, probes=lambda z: None), ValueError, ["probes", "NoneType"]),
+        (lambda: volume_change_surrogate(NET, NET, NAN[0]), ValueError, ["x:", "finite"]),
+        (lambda: volume_change_surrogate(NET, NET, x32[:0]), ValueError, ["x:", "(0, 2)", "one point"]),
+        (lambda: volume_change_surrogate(NET, NET, x32[:, :0]), ValueError, ["x:", "(5, 0)"]),
+        (lambda: volume_change_surrogate(NET, NET, x32, num_probes=1.5), ValueError, ["num_probes", "1.5", "whole"]),
+        (lambda: volume_change_surrogate(NET, NET, x32, probes=NAN), ValueError, ["probes", "finite"]),
+        (lambda: fff_loss(NET, NET, x32, beta=1, base=3), TypeError, ["base", "int", "Base"]),
+        (lambda: FreeFormFlow(NET, NET, True), TypeError, ["base", "True"]),
+        (lambda: PAIR.loss(torch.zeros(5, 3), beta=1), ValueError, ["x:", "(5, 3)", "2"]),
+        (lambda: PAIR.loss(x32.double(), beta=1), TypeError, ["x:", "float64", "float32"]),
+        (lambda: PAIR.loss(NAN[0], beta=1), ValueError, ["x:", "finite"]),
+        (lambda: PAIR.log_prob([[0.0, 0.0]]), TypeError, ["x:", "list"]),
+        (lambda: PAIR.log_prob(x32.long()), TypeError, ["x:", "int64"]),
+        (lambda: PAIR.log_prob(x32.double()), TypeError, ["x:", "float64", "float32"]),
+        (lambda: GIVEN.log_prob(x32, [0.0] * 3), TypeError, ["context", "list"]),
+        (lambda: GIVEN.log_prob(x32, torch.zeros(4, 3)), ValueError, ["context", "(4, 3)", "5"]),
+        (lambda: GIVEN.loss(x32, torch.zeros(4, 3), beta=1), ValueError, ["context", "(4, 3)", "5"]),
+        (lambda: GIVEN.sample([2], [0.0] * 3), TypeError, ["context", "list"]),
         (lambda: fff_loss(NET, NET, x32, beta=0.0), ValueError, ["beta", "0.0", "> 0"]),
         (lambda: fff_loss(NET, NET, x32, beta=-1), ValueError, ["beta", "-1"]),
         (lambda: fff_loss(NET, NET, x32, beta=math.nan), ValueError, ["beta", "nan"]),

@@ -257,6 +257,16 @@ def test_training_finds_the_principal_axis():
 
 
 encoder, decoder = networks()
+HALF, EYES = torch.full([2], 0.5, dtype=F64), torch.eye(3, dtype=F64).expand(2, 3, 3)
+
+
+def one(z):
+    return z[..., :1]
+
+
+class Thin(nn.Module):
+    def forward(self, z):
+        return z[..., :1]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +287,44 @@ encoder, decoder = networks()
             ValueError,
             "probes: got",
         ),
+        (lambda: exact_loss(encoder, decoder, [1.0], beta=1.0, side="decoder"), TypeError, "x: got list"),
+        (
+            lambda: exact_loss(encoder, decoder, normal(0, 5), beta=1.0, side="decoder"),
+            ValueError,
+            "x: got shape .0, 5.",
+        ),
+        (lambda: on_manifold_loss(encoder, decoder, normal(0, 5), beta=1.0), ValueError, "x: got shape .0, 5."),
+        (
+            lambda: exact_loss(encoder, one, normal(2, 5), beta=1.0, side="encoder"),
+            ValueError,
+            "decode: its output has",
+        ),
+        (
+            lambda: on_manifold_loss(encoder, one, normal(2, 5), beta=1.0),
+            ValueError,
+            "decode: its output has shape .2, 1",
+        ),
+        (
+            lambda: InjectiveFlow(encoder, Thin(), 2).log_prob(normal(2, 5)),
+            ValueError,
+            "decoder: its output has shape .2",
+        ),
+        (lambda: model().log_prob([[0.0] * 5]), TypeError, "x: got list"),
+        (lambda: model().log_prob(normal(2, 5) / 0), ValueError, "x: has values that are not finite"),
+        (lambda: LatentMixture(HALF[:1], normal(2, 3), EYES), ValueError, "weights: got shape .1,., expected .2,."),
+        (lambda: LatentMixture(HALF, normal(2, 3), EYES[:, :2]), ValueError, "covariances: got shape .2, 2, 3."),
+        (lambda: LatentMixture(HALF.float(), normal(2, 3), EYES), TypeError, "weights: got torch.float32"),
+        (
+            lambda: LatentMixture(2 * HALF, normal(2, 3), EYES),
+            ValueError,
+            "weights: got .1.0, 1.0., expected numbers > 0",
+        ),
+        (
+            lambda: LatentMixture(HALF * 3 - EYES[0, 0, :2] * 2, normal(2, 3), EYES),
+            ValueError,
+            "weights: got .-0.5, 1.5",
+        ),
+        (lambda: LatentMixture(HALF, normal(2, 3), -EYES), ValueError, "covariances: got a matrix that is not"),
         (lambda: LatentMixture.fit(normal(3, 2), 4), ValueError, "z: got 3 codes, expected at least num_components=4"),
         (lambda: LatentMixture.fit(normal(3), 1), ValueError, "z: got shape .3,., expected .n, dim."),
         (lambda: LatentMixture.fit(normal(3, 2), 0), ValueError, "num_components: got 0"),

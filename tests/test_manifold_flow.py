@@ -2,6 +2,7 @@
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -316,6 +317,15 @@ def test_matching_loss_is_zero_for_the_velocity_of_a_single_geodesic(manifold):
 SPHERE = Sphere(2)
 X = torch.tensor([[0.0, 0.0, 1.0]])
 FLOW = ManifoldFlow(nn.Identity(), nn.Identity(), Uniform(SPHERE))
+MIXED = Product(SPHERE, PoincareBall(2))
+
+
+def test_error_of_an_integral_counts_every_point_of_a_grid():
+    points = SPHERE.uniform([10, 20], source())
+    law = VonMisesFisherMixture(X, 2.0)
+    assert model_integral(law.log_prob, points, SPHERE) == pytest.approx(
+        model_integral(law.log_prob, points.view(-1, 3), SPHERE)
+    )
 
 
 @pytest.mark.parametrize(
@@ -332,13 +342,18 @@ FLOW = ManifoldFlow(nn.Identity(), nn.Identity(), Uniform(SPHERE))
         (lambda: FLOW.loss(X, beta=1, num_probes=3), ValueError, "num_probes must be at least 1"),
         (lambda: ManifoldFlow(nn.Identity(), nn.Identity(), StandardNormal([3])), TypeError, "manifold: got None"),
         (lambda: ManifoldFlow(nn.Identity(), nn.Identity(), Uniform(SPHERE), SO3()), ValueError, "base: got events"),
+        (lambda: FLOW.loss(X[:0], beta=1), ValueError, "x: got shape .0, 3., expected one point or more"),
+        (lambda: model_integral(FLOW.log_prob, X[:0], SPHERE), ValueError, "points: got shape .0, 3., expected two"),
+        (lambda: model_integral(lambda x: x[:, 0], 2 * X, SPHERE), ValueError, "points: has points that are off"),
         (lambda: model_integral(FLOW.log_prob, X, PoincareBall(3)), ValueError, "manifold: got PoincareBall"),
         (lambda: MatchingFlow(nn.Identity(), StandardNormal([2])), TypeError, "manifold: got None"),
         (lambda: MatchingFlow(nn.Identity(), StandardNormal([2]), PoincareBall(2)), TypeError, "isometrically"),
+        (lambda: MatchingFlow(nn.Identity(), StandardNormal([5]), MIXED), TypeError, "manifold: got Product"),
         (lambda: MatchingFlow(Turning(), Uniform(SPHERE)).sample([2], 0), ValueError, "num_steps: got 0"),
         (lambda: MatchingFlow(Turning(), Uniform(SPHERE)).log_prob(2 * X), ValueError, "x: has points that are off"),
     ],
 )
-def test_bad_input_names_the_argument(call, error, match):
+def test_bad_input_names_the_argument(call, error, match, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its run-time check would raise first
     with pytest.raises(error, match=match):
         call()

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from refimpl import runtime
 from refimpl.autodiff import jacobian, jvp
+from refimpl.data import on_torus, repeated, split_points
 from refimpl.free_form import (
     SO3,
     Euclidean,
@@ -137,6 +139,18 @@ def test_wide_wrapped_normals_integrate_to_one(manifold):
     assert abs(density.mean() - 1) < 5 * density.std() / 200
 
 
+@pytest.mark.parametrize("std", [7.0, 25.0])
+def test_very_wide_wrapped_normals_make_all_angles_equally_likely(std):
+    angle = torch.linspace(0.1, 3.0, 7, dtype=F64)
+    x = torch.stack([angle.cos(), angle.sin()], -1)
+    law = WrappedNormalMixture(Sphere(1), torch.tensor([[1.0, 0.0]], dtype=F64), std)
+    torch.testing.assert_close(law.log_prob(x).exp() * 2 * math.pi, torch.ones(7, dtype=F64))
+    law = WrappedNormalMixture(SO3(), torch.eye(3, dtype=F64).flatten()[None], std)
+    turned = law.manifold.exp(law.means, (law.manifold.unit_frame(law.means[0])[:, 0] * angle[:, None]))
+    density = law.log_prob(turned).exp() * 4 * math.pi * (2 - 2 * angle.cos())
+    torch.testing.assert_close(density * math.pi, torch.ones(7, dtype=F64), rtol=1e-3, atol=0)
+
+
 def test_wrapped_normal_on_the_disk_integrates_to_one():
     disk = PoincareBall(2)
     law = WrappedNormalMixture(disk, torch.tensor([[0.3, -0.6]], dtype=F64), 0.9)
@@ -248,6 +262,14 @@ def test_von_mises_fisher_mixture_weighs_its_components_and_learns():
     assert all(p.grad.isfinite().all() for p in law.parameters())
 
 
+def test_densities_of_points_that_are_not_finite_are_not_finite():
+    """A training that diverges must show as such, and not as a point off the manifold or as a likelihood."""
+    nan = torch.full((2, 3), math.nan)
+    for law in (Uniform(Sphere(2)), VonMisesFisherMixture(torch.eye(3), 3.0)):
+        assert law.log_prob(nan).isnan().all() and law.manifold.ambient_dim == 3
+    assert WrappedNormalMixture(PoincareBall(3), torch.zeros(1, 3), 1.0).log_prob(nan).isnan().all()
+
+
 def test_samples_are_reproducible_and_follow_dtype():
     for law in (
         Uniform(Sphere(1, copies=2)),
@@ -268,11 +290,24 @@ def test_samples_are_reproducible_and_follow_dtype():
         (lambda: PoincareBall(2).uniform([3]), "PoincareBall.2. has infinite volume"),
         (lambda: Uniform(PoincareBall(2)), "manifold: got PoincareBall"),
         (lambda: Uniform(Sphere(2)).log_prob(torch.zeros(4, 2)), "z: got shape .4, 2."),
+        (lambda: Uniform(Sphere(2)).log_prob(torch.ones(1, 3)), "z: has points that are off"),
+        (lambda: VonMisesFisherMixture(torch.eye(3), 1.0).log_prob(torch.ones(1, 3)), "z: has points that are off"),
+        (lambda: BUMP.log_prob(torch.tensor([1.0, 0.0])), "z: has points on or beyond the rim"),
+        (lambda: WrappedNormalMixture(PoincareBall(2), torch.tensor([[1.0005, 0.0]]), 0.6), "means: has points on or"),
+        (lambda: Product(Sphere(1), PoincareBall(2)).check("x", torch.tensor([1.0, 0, 0, 1])), "x: has points on or"),
+        (lambda: manifold_log_det(lambda x: 2 * x, torch.eye(3), Sphere(2)), r"f\(x\): has points that are off"),
+        (lambda: manifold_log_det(lambda x: x, 2 * torch.eye(3), Sphere(2)), "x: has points that are off"),
         (lambda: Sphere(2).check("x", torch.ones(2, 3)), "x: has points that are off Sphere.2. by"),
         (lambda: Sphere(2).check("x", torch.full((2, 3), math.nan)), "x: has points that are off"),
         (lambda: Sphere(2).check("x", torch.ones(2, 4)), "x: got shape"),
         (lambda: VonMisesFisherMixture(torch.zeros(1, 3), 1.0), "means: has a row of zeros"),
         (lambda: VonMisesFisherMixture(torch.eye(3), -1.0), "kappa: got"),
+        (lambda: VonMisesFisherMixture(torch.eye(3), torch.ones(2)), "kappa: got .1.0, 1.0., expected 3 positive"),
+        (lambda: VonMisesFisherMixture(torch.ones(0, 3), 1.0), "means: has no rows"),
+        (lambda: WrappedNormalMixture(Sphere(2), torch.ones(0, 3), 1.0), "means: has no rows"),
+        (lambda: repeated(torch.eye(3), torch.eye(2)), "train: got shape"),
+        (lambda: on_torus(torch.tensor([math.nan])), "degrees: has values that are not finite"),
+        (lambda: split_points(torch.zeros(3)), "x: got shape"),
         (lambda: VonMisesFisherMixture(torch.eye(3), 1.0, torch.tensor([1.0, 0.0, 1.0])), "weights: got"),
         (lambda: VonMisesFisherMixture(torch.eye(2), 1.0), "means: got shape"),
         (lambda: WrappedNormalMixture(Sphere(2), torch.ones(1, 3), 0.5), "means: has points that are off"),
@@ -280,12 +315,23 @@ def test_samples_are_reproducible_and_follow_dtype():
         (lambda: WrappedNormalMixture(Sphere(2), torch.eye(3), torch.tensor([1.0])), "std: got"),
     ],
 )
-def test_bad_input_names_the_argument(call, match):
+def test_bad_input_names_the_argument(call, match, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its run-time check would raise first
     with pytest.raises(ValueError, match=match):
         call()
 
 
-def test_types_of_bad_input():
+BUMP = WrappedNormalMixture(PoincareBall(2), torch.zeros(1, 2), 1.0)
+
+
+def test_types_of_bad_input(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match="train: got torch.float64"):
+        repeated(torch.eye(3), torch.eye(3, dtype=F64))
+    with pytest.raises(TypeError, match="degrees: got list"):
+        on_torus([0.0])
+    with pytest.raises(TypeError, match="x: got list"):
+        split_points([[0.0]])
     with pytest.raises(TypeError, match="factors"):
         Product()
     with pytest.raises(TypeError, match="x: got torch.int64"):

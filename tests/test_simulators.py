@@ -186,6 +186,14 @@ CALLS = [
     ("x", lambda: MOONS.sample_posterior(torch.zeros(1, 2), 5)),
     ("x", lambda: MOONS.sample_posterior(torch.tensor([50.0, 0.0]), 5)),
     ("x", lambda: SLCP().sample_posterior(torch.full((8,), 40.0), 5)),
+    ("theta", lambda: LINEAR.log_posterior(torch.zeros(5, 4), torch.zeros(5, 4))),
+    ("theta", lambda: LINEAR.log_posterior([0.0] * 3, torch.zeros(3))),
+    ("x", lambda: LINEAR.log_posterior(torch.zeros(5, 3), torch.zeros(5, 1))),
+    ("x", lambda: LINEAR.log_joint(torch.zeros(5, 3), torch.zeros(4, 3))),
+    ("x", lambda: GaussianMixtureTask().log_posterior(torch.zeros(2), torch.zeros(1))),
+    ("x", lambda: GaussianMixtureTask().log_posterior(torch.zeros(2), torch.tensor([500.0, 0.0]))),
+    ("x", lambda: MOONS.log_posterior(torch.zeros(2), torch.zeros(3))),
+    ("x", lambda: MOONS.log_posterior(torch.zeros(2), torch.full((2,), 5.0))),
 ]
 
 

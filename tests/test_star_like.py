@@ -123,6 +123,9 @@ def test_the_box_there_and_back_with_its_slope(positive):
     torch.testing.assert_close(box.inverse(torch.full([3], 50.0, dtype=F64))[0], high)
 
 
+EDGE = torch.tensor([[-0.2, 0.4, 0.4], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], dtype=F64)  # beyond, and on the edge
+
+
 def random_simplex(n, seed=0, context=0):
     torch.manual_seed(seed)
     body = coupling_flow(n - 1, AffineMap(), 3, width=8, dim_context=context)
@@ -171,10 +174,23 @@ def test_the_volume_sends_gradients_to_radius_and_angles():
         (lambda: to_angles(torch.ones(4, 1)), ValueError, "x: got shape .4, 1., expected at least two features"),
         (lambda: log_area(lambda u: u, some_angles(3)), ValueError, "radius: got shape .6, 3."),
         (lambda: log_area(lambda u: -u[..., 0].abs(), some_angles(3)), ValueError, "radius: got values that are not"),
+        (lambda: log_area(lp_radius(1), [[0.5, 0.3]]), TypeError, "theta: got list"),
+        (lambda: log_area(lp_radius(1), torch.tensor([[math.nan, 0.3]])), ValueError, "theta: has values that are not"),
+        (
+            lambda: log_area(lp_radius(1), torch.tensor([[-0.5, 0.3]])),
+            ValueError,
+            "theta: got an angle before the last",
+        ),
+        (lambda: log_area(lp_radius(1), torch.zeros(4, 0)), ValueError, "theta: got no angles"),
         (lambda: StarLike(AngleBox(3), lp_radius(1)), TypeError, "angles: got AngleBox"),
         (lambda: StarLike(random_simplex(3).angles, 2.0), TypeError, "radius: got 2.0"),
         (lambda: random_simplex(3).log_prob(torch.ones(2, 4).double()), ValueError, "x: got shape .2, 4., expected"),
         (lambda: random_simplex(3).log_prob(torch.ones(2, 3).double()), ValueError, "x: a point is off the surface"),
+        (lambda: random_simplex(3).log_prob([[0.2, 0.4, 0.4]]), TypeError, "x: got list"),
+        (lambda: random_simplex(3).log_prob(torch.tensor([[1, 0, 0]])), TypeError, "x: got torch.int64"),
+        (lambda: random_simplex(3).log_prob(EDGE[:1]), ValueError, "x: a point lies outside or on the edge"),
+        (lambda: random_simplex(3).log_prob(EDGE[1:2]), ValueError, "x: a point lies outside or on the edge"),
+        (lambda: random_simplex(3).log_prob(EDGE[2:]), ValueError, "x: a point lies outside or on the edge"),
     ],
 )
 def test_bad_input_is_named(call, kind, message, monkeypatch):

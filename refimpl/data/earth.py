@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refimpl._checks import check_tensor
 from refimpl.data._download import fetch
 from refimpl.data.sphere import from_degrees
 
@@ -58,8 +59,13 @@ def earth(name: str, *, folder: str | Path | None = None, download: bool = False
 def repeated(test: Float[Tensor, "n dim"], train: Float[Tensor, "m dim"]) -> Float[Tensor, " n"]:
     """1 for each test point that is an exact copy of a training point, else 0.
 
+    Raises:
+        ValueError, TypeError: if the two differ in type or width, in which case nothing would be a copy.
+
     >>> repeated(torch.eye(2), torch.tensor([[1.0, 0.0]]))
     tensor([1., 0.])
     """
+    check_tensor("test", test, "(n, dim)")
+    check_tensor("train", train, f"(m, {test.shape[1]})", like=test)
     known = set(map(tuple, train.tolist()))
     return torch.tensor([float(tuple(row) in known) for row in test.tolist()])

@@ -65,11 +65,12 @@ def metropolis(
     """
     n, dim = system.num_particles, system.dim
     check_tensor("start", start, f"(chains, {n * dim})")
+    if not len(start):
+        raise ValueError("start: got no chains, expected one or more")
     check_sizes(num_draws=num_draws, thin=thin)
     check_numbers("burn_in", [burn_in], low=0, whole=True)
     check_positive("step", step)
-    check_positive("large_step", large_step)
-    check_numbers("large_share", [large_share], low=0, high=1)
+    _check_jumps(large_step, large_share)
     x = start.detach().T.unflatten(0, (n, dim)).clone()  # (n, dim, chains): the longest dimension last
     x -= x.mean(0)
     settings = (large_step, large_share, generator)
@@ -83,6 +84,11 @@ def metropolis(
         states.append(x.flatten(0, 1).T.clone())
     kept = torch.stack(states)
     return Chains(kept, system(kept), float(step), accepted / (num_draws * thin))
+
+
+def _check_jumps(large_step: float, large_share: float) -> None:
+    check_positive("large_step", large_step)
+    check_numbers("large_share", [large_share], low=0, high=1)
 
 
 def _sweep(
@@ -160,6 +166,7 @@ def anneal(
     True
     """
     check_sizes(num_chains=num_chains, num_stages=num_stages, sweeps=sweeps)
+    _check_jumps(large_step, large_share)
     n, dim = system.num_particles, system.dim
     now, step = system.at(0), 1 / math.sqrt(system.at(0).trap)
     x = step * draw(torch.randn, (n, dim, num_chains), torch.empty(()) if like is None else like, generator)

@@ -56,7 +56,7 @@ class Simulator:
 
     def log_joint(self, theta: Float[Tensor, "... dim"], x: Float[Tensor, "... dim_data"]) -> Float[Tensor, "..."]:
         """log p(theta) p(x | theta), the posterior but for its constant, of theta and x whose batches broadcast."""
-        check_tensor("x", x, f"(*batch, {self.dim_data})", theta)
+        self._check(theta, x)
         return self.log_prior(theta) + self._log_likelihood(theta, x)
 
     def sample_posterior(
@@ -72,6 +72,15 @@ class Simulator:
         check_sizes(n=n)
         return self._sample_posterior(x, n, generator)
 
+    def _check(self, theta: Tensor, x: Tensor) -> None:
+        check_tensor("theta", theta, f"(*batch, {self.dim})")
+        check_tensor("x", x, f"(*batch, {self.dim_data})", theta)
+        try:
+            torch.broadcast_shapes(theta.shape[:-1], x.shape[:-1])
+        except RuntimeError:
+            got, wanted = tuple(x.shape), tuple(theta.shape)
+            raise ValueError(f"x: got shape {got}, expected a batch that broadcasts with theta's {wanted}") from None
+
     def _prior(self, shape: tuple, like: Tensor, generator: torch.Generator | None) -> Tensor:
         return self.bound * (2 * draw(torch.rand, shape, like, generator) - 1)
 
@@ -85,6 +94,12 @@ class Simulator:
             if tries == 100:
                 raise ValueError("x: hardly any parameters within the prior's box explain it")
         return torch.cat(kept)[:n]
+
+
+def _log_evidence(evidence: Tensor) -> Tensor:
+    if not (evidence > 0).all():
+        raise ValueError("x: hardly any parameters within the prior's box explain it")
+    return evidence.log()
 
 
 def _log_normal(deviation: Tensor, std: float) -> Tensor:
@@ -111,6 +126,7 @@ class GaussianLinear(Simulator):
 
     def log_posterior(self, theta: Tensor, x: Tensor) -> Tensor:
         """Exact log p(theta | x), shape (*batch,)."""
+        self._check(theta, x)
         return _log_normal(theta - x / 2, math.sqrt(0.05)).sum(-1)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -131,11 +147,12 @@ class GaussianMixtureTask(Simulator):
 
     def log_posterior(self, theta: Tensor, x: Tensor) -> Tensor:
         """Exact log p(theta | x), shape (*batch,)."""
+        self._check(theta, x)
         edges = [
             torch.special.ndtr((self.bound - x) / s) - torch.special.ndtr((-self.bound - x) / s) for s in self.stds
         ]
         in_box = torch.stack(edges).prod(-1).mean(0)
-        return self.log_joint(theta, x) - (in_box / (2 * self.bound) ** 2).log()
+        return self.log_joint(theta, x) - _log_evidence(in_box / (2 * self.bound) ** 2)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         wide = draw(torch.rand, theta.shape[:-1], theta, generator).unsqueeze(-1) < 0.5
@@ -161,12 +178,13 @@ class TwoMoons(Simulator):
 
     def log_posterior(self, theta: Tensor, x: Tensor) -> Tensor:
         """log p(theta | x), shape (*batch,); the constant by quadrature over r and a, exact for x amid the data."""
+        self._check(theta, x)
         r = 0.1 + 0.01 * torch.linspace(-5, 5, 41, dtype=x.dtype, device=x.device)
         a = math.pi * ((torch.arange(800, dtype=x.dtype, device=x.device) + 0.5) / 800 - 0.5)
         weights = (-0.5 * ((r - 0.1) / 0.01).square()).softmax(0) / len(a)
         found = self._solve(x[..., None, None, :], self._crescent(r[:, None], a), torch.ones_like(x[..., :1, None]))
         inside = (found.abs() <= self.bound).all(-1)  # nan is not
-        return self.log_joint(theta, x) - (0.5 * (weights[:, None] * inside).sum((-2, -1))).log()
+        return self.log_joint(theta, x) - _log_evidence(0.5 * (weights[:, None] * inside).sum((-2, -1)))
 
     def _crescent(self, r: Tensor, a: Tensor) -> Tensor:
         return torch.stack([r * a.cos() + 0.25, r * a.sin()], -1)

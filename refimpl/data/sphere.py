@@ -69,11 +69,12 @@ def split_points(
         generator: shuffles.
 
     Raises:
-        ValueError: if the shares are negative or do not sum to 1.
+        ValueError, TypeError: if x is no such tensor, or the shares are negative or do not sum to 1.
 
     >>> [len(part) for part in split_points(torch.zeros(20, 3))]
     [16, 2, 2]
     """
+    check_tensor("x", x, "(n, dim)")
     if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"shares: got {shares}, expected parts >= 0 that sum to 1")
     order = torch.randperm(len(x), generator=generator, device=generator.device if generator else None).to(x.device)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refimpl._checks import check_tensor
 from refimpl.data._download import fetch
 
 __all__ = ["angles_of", "on_torus", "torsions"]
@@ -64,11 +65,12 @@ def _numbers(name: str, rows: list[list[str]], columns: int) -> Tensor:
 
 
 def on_torus(degrees: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch two_n"]:
-    """Cosine and sine of each angle, side by side.
+    """Cosine and sine of each angle, side by side. Raises ValueError or TypeError unless the angles are finite.
 
     >>> on_torus(torch.tensor([0.0, 90.0])).abs().round()
     tensor([1., 0., 0., 1.])
     """
+    check_tensor("degrees", degrees, "(*batch, n)")
     angles = degrees.deg2rad()
     return torch.stack([angles.cos(), angles.sin()], -1).flatten(-2)
 

@@ -3,6 +3,7 @@
 from refimpl.free_form.diagnosis import Diagnosis, diagnose, grid_integral, importance_integral
 from refimpl.free_form.equivariant import MeanFreeNormal
 from refimpl.free_form.flow import FreeFormFlow, VolumeChange, fff_loss, volume_change_surrogate
+from refimpl.free_form.hyperbolic import PoincareBall, moebius_add
 from refimpl.free_form.injective import (
     InjectiveFlow,
     LatentMixture,
@@ -21,7 +22,8 @@ from refimpl.free_form.manifold_flow import (
     tangent_probes,
 )
 from refimpl.free_form.manifold_matching import MatchingFlow
-from refimpl.free_form.manifolds import SO3, Euclidean, PoincareBall, Product, Sphere, moebius_add
+from refimpl.free_form.manifolds import Euclidean, Product, Sphere
+from refimpl.free_form.rotations import SO3
 from refimpl.free_form.spherical import AngleBox, log_sphere_volume, to_angles, to_unit
 from refimpl.free_form.star_like import StarLike, log_area, lp_radius
 

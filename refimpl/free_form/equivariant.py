@@ -24,7 +24,8 @@ class MeanFreeNormal(Base):
         dim: d, of space.
 
     Raises:
-        ValueError: if a size is not a whole number, or there is one particle only.
+        ValueError: if a size is not a whole number, or there is one particle only; in `log_prob`, if the mean of the
+            particles is not at the origin, where there is no density.
 
     Source: Koehler, Klein, Noe 2020 (arXiv 2006.02425).
 
@@ -42,14 +43,21 @@ class MeanFreeNormal(Base):
         super().__init__([num_particles * dim])
         self.shape = (num_particles, dim)
 
-    def _centred(self, x: Tensor) -> Tensor:
+    def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.unflatten(-1, self.shape)
-        return x - x.mean(-2, keepdim=True)
+        mean = x.mean(-2, keepdim=True)
+        return x - mean, mean
 
     def log_prob(self, z: Tensor) -> Tensor:
         self._check(z)
         n, dim = self.shape
-        return -0.5 * (self._centred(z).square().sum((-2, -1)) + (n - 1) * dim * math.log(2 * math.pi))
+        centred, mean = self._centred(z)
+        if mean.numel() and mean.detach().abs().max() > 1e-3 * z.detach().abs().max().clamp_min(1):
+            off = mean.detach().abs().max().item()
+            raise ValueError(
+                f"z: has a mean of its particles {off:.2g} off the origin, expected centred configurations"
+            )
+        return -0.5 * (centred.square().sum((-2, -1)) + (n - 1) * dim * math.log(2 * math.pi))
 
     def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
-        return self._centred(self._normal(shape, generator)).flatten(-2)
+        return self._centred(self._normal(shape, generator))[0].flatten(-2)

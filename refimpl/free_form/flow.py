@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refimpl._checks import check_positive
+from refimpl._checks import check_positive, check_sizes, check_tensor
 from refimpl.autodiff import log_det_jacobian, probe_vectors
 from refimpl.flows.bases import Base, StandardNormal
 from refimpl.flows.bijection import check_shape
-from refimpl.flows.flow import FlowDistribution
+from refimpl.flows.flow import FlowDistribution, _check_context
 
 __all__ = ["FreeFormFlow", "VolumeChange", "fff_loss", "volume_change_surrogate"]
 
@@ -52,7 +52,7 @@ def volume_change_surrogate(
         encode: f, from (*batch, dim) to (*batch, dim_latent), twice differentiable: smooth activations, no ReLU.
             Samples must not influence each other.
         decode: g, back from (*batch, dim_latent) to (*batch, dim), likewise.
-        x: data.
+        x: data, one point or more.
         num_probes: probes a sample, at right angles to each other; exact with dim_latent of them.
         probes: use these instead of drawing, shape (num_probes, *batch, dim_latent); or a function that makes them
             from z (detached), such as tangent vectors of a manifold. They must satisfy E[v v^T] = I on the latents.
@@ -63,8 +63,8 @@ def volume_change_surrogate(
 
     Raises:
         TypeError: if `x` is not a floating-point tensor.
-        ValueError: if a network changes the batch, the decoder does not lead back to the shape of `x`, or
-            `num_probes` or `probes` do not fit.
+        ValueError: if `x` is empty or not finite, a network changes the batch, the decoder does not lead back to the
+            shape of `x`, or `num_probes` or `probes` do not fit.
 
     Source: Draxler et al. 2024 (arXiv 2310.16624), first theorem of Section 3.
 
@@ -73,10 +73,9 @@ def volume_change_surrogate(
     >>> torch.autograd.grad(s.sum(), a)[0].round(decimals=4)  # that of log|det| = log a_1 + log a_2
     tensor([0.5000, 0.2500])
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a floating-point tensor")
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected (*batch, dim)")
+    check_tensor("x", x, "(*batch, dim)")
+    if not x.numel():
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected one point or more")
     with torch.enable_grad():
         x = x.detach().requires_grad_() if not x.requires_grad else x
         z = _check_image("encode", encode(x), x)
@@ -102,11 +101,14 @@ def _check_image(name: str, y: Tensor, like: Tensor, features: int | None = None
 def _probes(z: Tensor, num_probes: int, probes: Tensor | Callable | None, generator: torch.Generator | None) -> Tensor:
     """(num_probes, *batch, dim_latent)."""
     if probes is None:
+        check_sizes(num_probes=num_probes)
         return probe_vectors(z, num_probes, "sphere" if num_probes == 1 else "orthogonal", generator)
     vectors = probes(z) if callable(probes) else probes
     if not isinstance(vectors, Tensor) or vectors.shape[1:] != z.shape or vectors.dtype != z.dtype or not len(vectors):
         got = f"{vectors.dtype} {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
         raise ValueError(f"probes: got {got}, expected {z.dtype} of shape {('num_probes', *z.shape)}")
+    if not callable(probes) and not vectors.isfinite().all():
+        raise ValueError("probes: have values that are not finite")
     return vectors.detach()
 
 
@@ -142,8 +144,9 @@ def fff_loss(
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Mean over samples of -log p_Z(f(x)) - s(x) + beta ||x - g(f(x))||^2, the loss of free-form flows.
 
-    It bounds the KL divergence of data and model after both are blurred by noise of variance 1 / (2 beta), so `beta`
-    is chosen by the scale on which the data have structure. If it is too small, f folds space, and the change of
+    With the exact log|det f'(x)| in place of s, and f invertible, its excess over the entropy of the data bounds the KL
+    divergence of data and model after both are blurred by noise of variance 1 / (2 beta), so `beta` is chosen by the
+    scale on which the data have structure. If it is too small, f folds space, and the change of
     variables counts mass twice: look at `diagnose`, never at the value of this loss.
 
     Args:
@@ -156,11 +159,13 @@ def fff_loss(
         "reconstruction", the squared error.
 
     Raises:
-        ValueError: if `beta` is not positive, or as `volume_change_surrogate`.
+        TypeError, ValueError: if `beta` is not positive, `base` is no `Base`, or as `volume_change_surrogate`.
 
     Source: Draxler et al. 2024 (arXiv 2310.16624), Section 3; the bound: its fourth theorem.
     """
     check_positive("beta", beta)
+    if base is not None and not isinstance(base, Base):
+        raise TypeError(f"base: got {type(base).__name__}, expected a Base such as StandardNormal")
     z, x1, surrogate = volume_change_surrogate(
         encode, decode, x, num_probes=num_probes, probes=probes, generator=generator
     )
@@ -168,6 +173,18 @@ def fff_loss(
     reconstruction = (x - x1).square().sum(-1)
     loss = (beta * reconstruction - log_prob - surrogate).mean()
     return loss, {"latent": -log_prob.mean(), "reconstruction": reconstruction.mean()}
+
+
+def spread_context(context: Tensor | None, x: Tensor) -> Tensor | None:
+    """The context of every point of x, (*batch, dim_context). Raises TypeError or ValueError if it does not fit."""
+    _check_context(context)
+    if context is None:
+        return None
+    try:
+        return context.expand(*x.shape[:-1], context.shape[-1])
+    except RuntimeError:
+        wanted = f"({', '.join(map(str, (*x.shape[:-1], 'dim_context')))}) or (dim_context,)"
+        raise ValueError(f"context: got shape {tuple(context.shape)}, expected {wanted}") from None
 
 
 class FreeFormFlow(nn.Module):
@@ -188,13 +205,15 @@ class FreeFormFlow(nn.Module):
     (torch.Size([5, 2]), torch.Size([3]))
     """
 
+    square = True  # latents have as many features as data
+
     def __init__(self, encoder: nn.Module, decoder: nn.Module, base: Base | int):
         super().__init__()
         for name, module in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{name}: got {type(module).__name__}, expected a module")
         self.encoder, self.decoder = encoder, decoder
-        self.base = StandardNormal([base]) if isinstance(base, int) else base
+        self.base = StandardNormal([base]) if isinstance(base, int) and not isinstance(base, bool) else base
         if not isinstance(self.base, Base) or len(self.base.event_shape) != 1:
             raise TypeError(f"base: got {base!r}, expected a Base over one dimension of features, or their number")
 
@@ -208,8 +227,19 @@ class FreeFormFlow(nn.Module):
 
     def loss(self, x: Tensor, context: Tensor | None = None, **settings) -> tuple[Tensor, dict[str, Tensor]]:
         """`fff_loss` of these networks; `settings` are its keyword arguments, `beta` among them."""
-        encode, decode = self.given(context)
+        self.check_point(x)
+        encode, decode = self.given(spread_context(context, x))
         return fff_loss(encode, decode, x, base=self.base, **settings)
+
+    def check_point(self, x: Tensor) -> None:
+        """Raise TypeError or ValueError unless x has the features and the precision of this flow."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x: got {getattr(x, 'dtype', type(x).__name__)}, expected a floating-point tensor")
+        like = next(self.parameters(), x)
+        if x.dtype != like.dtype:
+            raise TypeError(f"x: got {x.dtype}, expected {like.dtype} like the flow's parameters: convert one of them")
+        if self.square and x.shape[-1:] != self.base.event_shape:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (*batch, {self.base.event_shape[0]})")
 
     def given(self, context: Tensor | None) -> tuple[Callable, Callable]:
         """Encoder and decoder as functions of one argument, as the functions of this package take them."""
@@ -221,15 +251,14 @@ class FreeFormFlow(nn.Module):
         """log p(x | context) in nats, exact for these networks, by the Jacobian of the decoder or the encoder.
 
         Raises:
-            ValueError: if `side` is neither, or `x` does not end in the base's number of features.
+            ValueError: if `side` is neither, `x` does not end in the base's number of features, or `context` is for
+                another batch.
+            TypeError: if `x` is not floating-point, or of another precision than the parameters.
         """
         if side not in ("encoder", "decoder"):
             raise ValueError(f"side: got {side!r}, expected 'encoder' or 'decoder'")
-        if x.shape[-1:] != self.base.event_shape:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (*batch, {self.base.event_shape[0]})")
-        if context is not None:
-            context = context.expand(*x.shape[:-1], context.shape[-1])
-        encode, decode = self.given(context)
+        self.check_point(x)
+        encode, decode = self.given(spread_context(context, x))
         z = encode(x)
         log_det = log_det_jacobian(encode, x) if side == "encoder" else -log_det_jacobian(decode, z)
         return self.base.log_prob(z) + log_det
@@ -253,6 +282,7 @@ class FreeFormFlow(nn.Module):
         self, shape: Sequence[int], context: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
         check_shape("shape", shape)
+        _check_context(context)
         batch = tuple(shape)
         if context is not None:
             batch += tuple(context.shape[:-1])

@@ -19,7 +19,7 @@ from torch import Tensor
 from refimpl._checks import check_positive, check_sizes, check_tensor
 from refimpl.autodiff import jacobian
 from refimpl.flows.bases import Base, StandardNormal
-from refimpl.free_form.flow import FreeFormFlow, _probes, _pullback, _pushforward
+from refimpl.free_form.flow import FreeFormFlow, _check_image, _probes, _pullback, _pushforward
 
 __all__ = [
     "SIDES",
@@ -89,14 +89,26 @@ def exact_loss(
     Returns:
         The loss, and its parts "nll" in nats and "reconstruction" in squared units of the data.
 
+    Raises:
+        TypeError, ValueError: if `beta` is not > 0, `x` is no finite floating-point tensor or empty, or a network
+            changes the batch or does not lead back to the width of x.
+
     Source: Sorrenson et al. 2024 (arXiv 2306.01843), Section 4; the linear threshold: its appendix.
     """
     check_positive("beta", beta)
-    z = encode(x)
+    _check_points(x)
+    z = _check_image("encode", encode(x), x)
+    x1 = _check_image("decode", decode(z), x, x.shape[-1])
     base = StandardNormal([z.shape[-1]]).to(z) if base is None else base
     nll = -base.log_prob(z) - volume_term(encode, decode, x, side)
-    reconstruction = (x - decode(z)).square().sum(-1)
+    reconstruction = (x - x1).square().sum(-1)
     return (nll + beta * reconstruction).mean(), {"nll": nll.mean(), "reconstruction": reconstruction.mean()}
+
+
+def _check_points(x: Tensor) -> None:
+    check_tensor("x", x, "(*batch, dim)")
+    if x.numel() == 0:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected at least one point and one feature")
 
 
 def on_manifold_loss(
@@ -120,13 +132,16 @@ def on_manifold_loss(
     Returns:
         The loss, whose value means nothing, and its parts "latent" and "reconstruction".
 
+    Raises:
+        TypeError, ValueError: as `exact_loss`, or if the probes do not fit.
+
     Source: Sorrenson et al. 2024 (arXiv 2306.01843), Section 4.2.
     """
     check_positive("beta", beta)
-    check_tensor("x", x, "(*batch, dim)")
+    _check_points(x)
     with torch.enable_grad():
-        z = encode(x) if x.requires_grad else encode(x.detach().requires_grad_())
-        x1 = decode(z)
+        z = _check_image("encode", encode(x if x.requires_grad else x.detach().requires_grad_()), x)
+        x1 = _check_image("decode", decode(z), x, x.shape[-1])
         at = x1.detach().requires_grad_() if detach else x1
         vectors = _probes(z.detach(), num_probes, probes, generator)
         surrogate = (_pullback(encode(at), at, vectors, create_graph=True) * _pushforward(x1, z, vectors)).sum(-1)
@@ -172,16 +187,26 @@ class LatentMixture(Base):
         means: shape (components, dim).
         covariances: shape (components, dim, dim), positive definite.
 
+    Raises:
+        TypeError, ValueError: if they are no finite floating-point tensors like that, of one type.
+
     Source: the sampler of the autoencoder benchmark in Sorrenson et al. 2024 (arXiv 2306.01843), ten components.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor):
         check_tensor("means", means, "(components, dim)")
+        check_tensor("weights", weights, f"({len(means)},)", means)
+        check_tensor("covariances", covariances, f"({len(means)}, {means.shape[1]}, {means.shape[1]})", means)
+        if not (weights > 0).all() or abs(weights.sum().item() - 1) > 1e-3:
+            raise ValueError(f"weights: got {weights.tolist()}, expected numbers > 0 whose sum is 1")
+        roots, failed = torch.linalg.cholesky_ex(covariances)
+        if failed.any() or not torch.allclose(covariances, covariances.mT, rtol=1e-3, atol=1e-6):
+            raise ValueError("covariances: got a matrix that is not symmetric and positive definite")
         super().__init__(means.shape[1:])
         self.register_buffer("like", means.new_zeros(()), persistent=False)
         self.register_buffer("weights", weights)
         self.register_buffer("means", means)
-        self.register_buffer("roots", torch.linalg.cholesky(covariances))
+        self.register_buffer("roots", roots)
 
     @classmethod
     def fit(
@@ -231,6 +256,8 @@ class InjectiveFlow(FreeFormFlow):
     (torch.Size([5, 3]), torch.Size([4]))
     """
 
+    square = False
+
     def project(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """g(f(x)), a point of the manifold near x, of the shape of x."""
         return self.decode(self.encode(x, context), context)
@@ -241,10 +268,17 @@ class InjectiveFlow(FreeFormFlow):
         """log-density, in nats per d-dimensional volume, of the manifold's point g(f(x)), by one of `SIDES`.
 
         It says nothing of the distance ||x - g(f(x))||: report that too.
+
+        Raises:
+            TypeError, ValueError: if `side` is none of the three, `x` is no finite floating-point tensor, or a network
+                changes the batch or does not lead back to the width of x.
         """
+        check_tensor("x", x, "(*batch, dim)")
         context = context if context is None else context.expand(*x.shape[:-1], context.shape[-1])
         encode, decode = self.given(context)
-        return self.base.log_prob(encode(x)) + volume_term(encode, decode, x, side)
+        z = _check_image("encoder", encode(x), x)
+        _check_image("decoder", decode(z), x, x.shape[-1])
+        return self.base.log_prob(z) + volume_term(encode, decode, x, side)
 
     def sample_and_log_prob(self, shape=(), context: Tensor | None = None, generator: torch.Generator | None = None):
         """As `sample`, with the exact log-density of each draw on the manifold (if the decoder is one-to-one)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from refimpl._checks import check_positive, check_tensor
 from refimpl.flows.bases import Base
 from refimpl.flows.bijection import check_shape
-from refimpl.free_form.manifolds import Euclidean
+from refimpl.free_form.manifolds import Euclidean, Sphere
 
 __all__ = ["Uniform", "VonMisesFisherMixture", "WrappedNormalMixture"]
 
@@ -31,7 +31,8 @@ class Uniform(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         self._check(z)
-        return z.new_full(z.shape[:-1], -math.log(self.manifold.volume))
+        self.manifold.check("z", z, nan=True)
+        return z.new_full(z.shape[:-1], -math.log(self.manifold.volume)).masked_fill(~z.isfinite().all(-1), math.nan)
 
     def sample(self, shape: Sequence[int] = (), generator: torch.Generator | None = None) -> Tensor:
         return self.manifold.uniform(shape, generator, self.like)
@@ -56,7 +57,8 @@ class VonMisesFisherMixture(Base):
         learned: whether means, concentrations and weights are trained.
 
     Raises:
-        ValueError, TypeError: if shapes do not fit, a mean has no direction, or a concentration or weight is not positive.
+        ValueError, TypeError: if shapes do not fit, there is no mean or one without direction, or a concentration or
+            weight is not positive.
 
     Source: Mardia and Jupp 2000, *Directional Statistics*; latents of Sorrenson et al. 2024 (arXiv 2312.09852).
 
@@ -75,18 +77,22 @@ class VonMisesFisherMixture(Base):
     ):
         super().__init__([3])
         check_tensor("means", means, "(components, 3)")
+        if not len(means):
+            raise ValueError("means: has no rows, expected one or more")
         if not (means.square().sum(-1) > 0).all():
             raise ValueError("means: has a row of zeros, expected directions")
-        kappa = torch.as_tensor(kappa).to(means).expand(len(means))
+        kappa = torch.as_tensor(kappa).to(means)
+        kappa = kappa if kappa.ndim else kappa.expand(len(means))
         weights = means.new_ones(len(means)) if weights is None else weights.to(means)
         for name, values in (("kappa", kappa), ("weights", weights)):
-            if values.shape != kappa.shape or not (values > 0).all() or not values.isfinite().all():
+            if values.shape != means.shape[:1] or not (values > 0).all() or not values.isfinite().all():
                 raise ValueError(f"{name}: got {values.tolist()}, expected {len(means)} positive numbers")
+        self.manifold = Sphere(2)
         # The logarithms are parameters, so that concentrations and weights stay positive.
         self.means = nn.Parameter(means.clone(), requires_grad=learned)
         self.log_kappa = nn.Parameter(kappa.log(), requires_grad=learned)
         self.logits = nn.Parameter(weights.log(), requires_grad=learned)
-        self.to(means.dtype)
+        self.to(means)
 
     @property
     def has_rsample(self) -> bool:
@@ -98,6 +104,7 @@ class VonMisesFisherMixture(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         self._check(z)
+        self.manifold.check("z", z, nan=True)
         means, kappa = self._parts()
         # kappa / (2 pi (e^kappa - e^-kappa)), with the exponential taken to the other one so that nothing overflows
         log_scale = self.log_kappa - math.log(2 * math.pi) - torch.log1p(-(-2 * kappa).exp())
@@ -125,11 +132,11 @@ class WrappedNormalMixture(Base):
         std: standard deviation in units of geodesic length, one for all components, or shape (components,).
 
     Raises:
-        ValueError, TypeError: if the means are off the manifold or a standard deviation is not positive.
+        ValueError, TypeError: if there are no means, they are off the manifold or a standard deviation is not positive.
 
     Source: Nagano et al. 2019 (arXiv 1902.02992) for hyperbolic space; the images of closed geodesics are added here.
 
-    >>> from refimpl.free_form.manifolds import PoincareBall
+    >>> from refimpl.free_form import PoincareBall
     >>> WrappedNormalMixture(PoincareBall(2), torch.zeros(1, 2), 1.0).log_prob(torch.zeros(2))  # -log(2 pi)
     tensor(-1.8379)
     """
@@ -137,6 +144,8 @@ class WrappedNormalMixture(Base):
     def __init__(self, manifold: Euclidean, means: Float[Tensor, "components ambient"], std: float | int | Tensor):
         super().__init__([manifold.ambient_dim])
         check_tensor("means", means, f"(components, {manifold.ambient_dim})")
+        if not len(means):
+            raise ValueError("means: has no rows, expected one or more")
         manifold.check("means", means)
         if not isinstance(std, Tensor):
             check_positive("std", std, "geodesic length")
@@ -150,6 +159,7 @@ class WrappedNormalMixture(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         self._check(z)
+        self.manifold.check("z", z, nan=True)
         each = self.manifold.log_wrapped_normal(z.unsqueeze(-2), self.means, self.std)
         return torch.logsumexp(each, -1) - math.log(len(self.means))
 

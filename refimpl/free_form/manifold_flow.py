@@ -55,14 +55,19 @@ def manifold_log_det(
 ) -> tuple[Float[Tensor, "*batch ambient"], Float[Tensor, "*batch"]]:
     """f(x), and the exact log of the factor by which f: M -> M changes Riemannian volume at x. Costs D passes.
 
+    Raises:
+        ValueError: if x is off the manifold, or f leaves it.
+
     Source: Sorrenson et al. 2024 (arXiv 2312.09852), the theorem on the manifold change of variables.
 
-    >>> from refimpl.free_form.manifolds import PoincareBall, moebius_add
+    >>> from refimpl.free_form import PoincareBall, moebius_add
     >>> a, x = torch.tensor([0.3, -0.5]), torch.tensor([[0.1, 0.2]])
     >>> manifold_log_det(lambda x: moebius_add(a.expand_as(x), x), x, PoincareBall(2))[1].abs() < 1e-6  # an isometry
     tensor([True])
     """
+    manifold.check("x", x, nan=True)
     z = f(x)
+    manifold.check("f(x)", z, nan=True)
     inner = manifold.frame(z).mT @ jacobian(f, x) @ manifold.frame(x)
     change = manifold.metric_log_scale(z) - manifold.metric_log_scale(x)
     return z, torch.linalg.slogdet(inner).logabsdet + change
@@ -101,8 +106,8 @@ def manifold_loss(
         "cycle" and "projection".
 
     Raises:
-        ValueError: if `beta` is not positive, another weight is negative, `x` is off the manifold or a network's output
-            does not have the manifold's ambient dimension.
+        ValueError: if `beta` is not positive, another weight is negative, `x` is empty or off the manifold, or a network's
+            output does not have the manifold's ambient dimension.
 
     Source: Sorrenson et al. 2024 (arXiv 2312.09852), the section on the loss.
     """
@@ -111,6 +116,8 @@ def manifold_loss(
         if weight != 0:
             check_positive(name, weight)
     manifold.check("x", x)
+    if not x.numel():
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected one point or more")
     raw = []
 
     def projected(network: Callable) -> Callable:
@@ -212,7 +219,7 @@ class ManifoldFlow(FreeFormFlow):
 
 @torch.no_grad()
 def model_integral(
-    log_prob: Callable, points: Float[Tensor, "num ambient"], manifold: Euclidean
+    log_prob: Callable, points: Float[Tensor, "*num ambient"], manifold: Euclidean
 ) -> tuple[float, float]:
     """Integral over a compact manifold of exp(log_prob), and its standard error if the points are random.
 
@@ -221,11 +228,11 @@ def model_integral(
 
     Args:
         log_prob: function of points, such as a flow's method.
-        points: uniform on the manifold, or evenly spaced, which is more accurate.
+        points: two or more, uniform on the manifold, or evenly spaced, which is more accurate.
         manifold: of finite volume.
 
     Raises:
-        ValueError: if the volume is infinite.
+        ValueError: if the volume is infinite, or the points are too few or off the manifold.
 
     >>> from refimpl.free_form.manifolds import Sphere
     >>> sphere = Sphere(2)
@@ -234,5 +241,8 @@ def model_integral(
     """
     if not math.isfinite(manifold.volume):
         raise ValueError(f"manifold: got {manifold!r} of infinite volume, expected a compact one")
+    manifold.check("points", points)
     density = log_prob(points).double().exp() * manifold.volume
-    return density.mean().item(), density.std().item() / math.sqrt(len(points))
+    if density.numel() < 2:
+        raise ValueError(f"points: got shape {tuple(points.shape)}, expected two points or more")
+    return density.mean().item(), density.std().item() / math.sqrt(density.numel())

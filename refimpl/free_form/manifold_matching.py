@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from refimpl._checks import check_sizes
 from refimpl.autodiff import jacobian, jvp
 from refimpl.flows.bases import Base
-from refimpl.free_form.manifolds import Euclidean, PoincareBall
+from refimpl.free_form.hyperbolic import PoincareBall
+from refimpl.free_form.manifolds import Euclidean
 
 __all__ = ["MatchingFlow"]
 
@@ -28,7 +29,7 @@ class MatchingFlow(nn.Module):
         manifold: where; its embedding must be isometric, up to a constant.
 
     Raises:
-        TypeError: if there is no manifold, or it is a PoincareBall, whose metric is another one at each point.
+        TypeError: if there is no manifold, or it is or has as a factor a PoincareBall, whose metric varies.
 
     Attributes:
         num_calls: how often the network has been called with a batch.
@@ -39,7 +40,7 @@ class MatchingFlow(nn.Module):
     def __init__(self, network: nn.Module, base: Base, manifold: Euclidean | None = None):
         super().__init__()
         self.network, self.base, self.manifold = network, base, manifold or getattr(base, "manifold", None)
-        if not isinstance(self.manifold, Euclidean) or isinstance(self.manifold, PoincareBall):
+        if not isinstance(self.manifold, Euclidean) or _varies(self.manifold):
             raise TypeError(
                 f"manifold: got {self.manifold!r}, expected an isometrically embedded one such as Sphere(2)"
             )
@@ -87,3 +88,8 @@ class MatchingFlow(nn.Module):
             total = total + h * inner.diagonal(dim1=-2, dim2=-1).sum(-1)
             x = project(x - h * self.velocity(middle, t))
         return self.base.log_prob(x) - total
+
+
+def _varies(manifold: Euclidean) -> bool:
+    """Whether the scale of the metric is another one from point to point, in any factor."""
+    return isinstance(manifold, PoincareBall) or any(map(_varies, getattr(manifold, "factors", ())))

@@ -2,8 +2,9 @@
 
 A method that wants to learn on a manifold needs three things of it: a projection of the surrounding space onto it, an
 orthonormal basis of each tangent space, and, where the embedding is not isometric, the factor between its own volume and
-that of the embedding. `Euclidean` gives the trivial answers; the others override what differs. All metrics here but those
-of products are conformal to the embedding's, |v|_x = exp(metric_log_scale(x) / dim) |v|.
+that of the embedding. `Euclidean` gives the trivial answers; the others override what differs: `Sphere` and `Product` here, rotations
+and hyperbolic space in modules of their own. All metrics but those of products are conformal to the embedding's,
+|v|_x = exp(metric_log_scale(x) / dim) |v|.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 from refimpl._checks import check_sizes
 from refimpl.flows.bijection import check_shape
 
-__all__ = ["SO3", "Euclidean", "PoincareBall", "Product", "Sphere", "moebius_add"]
+__all__ = ["Euclidean", "Product", "Sphere"]
 
 
 class Euclidean:
@@ -62,7 +63,10 @@ class Euclidean:
         return x + v
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The velocity with which the shortest geodesic from x reaches y in unit time."""
+        """The velocity with which the shortest geodesic from x reaches y in unit time.
+
+        Where there are several shortest ones, at antipodes of a sphere and at turns by pi, it is 0 and says nothing.
+        """
         return y - x
 
     def distance(self, x: Tensor, y: Tensor) -> Float[Tensor, "*batch"]:
@@ -91,35 +95,48 @@ class Euclidean:
         """
         radius = self.radii(mean, x)
         n = self.dim // radius.shape[-1]
-        radius = radius.unsqueeze(-1) + self._turns(radius)  # (*batch, factors, images)
         std = torch.as_tensor(std).to(x)[..., None, None]
+        radius = radius.unsqueeze(-1) + self._turns(radius, std)  # (*batch, factors, images)
         normal = -0.5 * (radius / std).square() - n * (std * math.sqrt(2 * math.pi)).log()
         return torch.logsumexp(normal - self._log_exp_volume(radius, n), -1).sum(-1)
 
-    def _turns(self, like: Tensor) -> Tensor:
-        """Lengths that the closed geodesics add."""
+    def _turns(self, like: Tensor, std: Tensor) -> Tensor:
+        """Lengths that the closed geodesics add, as many as normals of these widths reach."""
         return like.new_zeros(1)
 
     def _log_exp_volume(self, radius: Tensor, n: int) -> Tensor:
         """Log of the volume by which exp expands at this distance, in a factor of dimension n."""
         return torch.zeros_like(radius)
 
-    def check(self, name: str, x: Tensor, tolerance: float = 1e-3) -> None:
-        """Raise unless x is a floating-point tensor of points of this manifold, up to `tolerance` in each coordinate."""
+    def check(self, name: str, x: Tensor, tolerance: float = 1e-3, *, nan: bool = False) -> None:
+        """Raise unless x is a floating-point tensor of points of this manifold, up to `tolerance` in each coordinate.
+
+        With `nan`, rows that are not finite pass: what a training that diverges returns should stay NaN.
+        """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"{name}: got {getattr(x, 'dtype', type(x).__name__)}, expected a floating-point tensor")
         if x.shape[-1:] != (self.ambient_dim,):
             raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected (*batch, {self.ambient_dim})")
-        off = (self.project(x.detach()) - x.detach()).abs().amax() if x.numel() else x.new_zeros(())
+        x = x.detach()
+        x = x[x.isfinite().all(-1)] if nan else x
+        off = (self.project(x) - x).abs().amax() if x.numel() else x.new_zeros(())
         if not off <= tolerance:
             raise ValueError(f"{name}: has points that are off {self!r} by {off:.2g}, expected at most {tolerance:g}")
 
 
-def _normal(shape: Sequence[int], size: int, generator: torch.Generator | None, like: Tensor | None) -> Tensor:
+def normal_like(shape: Sequence[int], size: int, generator: torch.Generator | None, like: Tensor | None) -> Tensor:
+    """Standard normal, shape (*shape, size), dtype and device of `like`."""
     check_shape("shape", shape)
     like = torch.empty(0) if like is None else like
     where = generator.device if generator else like.device
     return torch.randn(*shape, size, dtype=like.dtype, device=where, generator=generator).to(like.device)
+
+
+def full_turns(like: Tensor, std: Tensor) -> Tensor:
+    """Multiples of 2 pi, as far as eight standard deviations of the widest normal reach."""
+    reach = 8 * std.max().item() if std.numel() else 0.0
+    last = max(4, math.ceil(reach / (2 * math.pi) + 0.5))
+    return 2 * math.pi * torch.arange(-last, last + 1, dtype=like.dtype, device=like.device)
 
 
 class Sphere(Euclidean):
@@ -179,133 +196,19 @@ class Sphere(Euclidean):
         return torch.atan2(across, (self._split(x) * self._split(y)).sum(-1))
 
     def uniform(self, shape=(), generator=None, like=None) -> Tensor:
-        return self.project(_normal(shape, self.ambient_dim, generator, like))
+        return self.project(normal_like(shape, self.ambient_dim, generator, like))
 
-    def _turns(self, like: Tensor) -> Tensor:
-        return 2 * math.pi * torch.arange(-4, 5, dtype=like.dtype, device=like.device)
+    def _turns(self, like: Tensor, std: Tensor) -> Tensor:
+        return full_turns(like, std)
 
     def _log_exp_volume(self, radius: Tensor, n: int) -> Tensor:
         return (n - 1) * torch.sinc(radius / math.pi).abs().clamp_min(torch.finfo(radius.dtype).tiny).log()
 
 
-# Generators of rotations about the three axes, flattened; their Frobenius norm is sqrt(2).
-SKEW = [[0, 0, 0, 0, 0, -1, 0, 1, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, -1, 0, 1, 0, 0, 0, 0, 0]]
-
-
-class SO3(Euclidean):
-    """Rotations as flattened matrices in R^9, row by row. The metric is that of the angle: volume 8 pi^2.
-
-    The projection is Gram and Schmidt's: the first column of a matrix normalised, the second made orthogonal to it, the
-    third their cross product. It is smooth wherever the first two columns are independent. The nearest rotation would do
-    as well, but the gradient of a singular value decomposition is not finite at rotations, whose singular values are equal.
-
-    >>> SO3().project(torch.tensor([2.0, 1, 0, 0, 1, 0, 0, 0, -7])).view(3, 3)
-    tensor([[1., 0., 0.],
-            [0., 1., 0.],
-            [0., 0., 1.]])
-    """
-
-    def __init__(self):
-        self.dim, self.ambient_dim, self.volume = 3, 9, 8 * math.pi**2
-
-    def __repr__(self) -> str:
-        return "SO3()"
-
-    def project(self, y: Tensor) -> Tensor:
-        tiny = torch.finfo(y.dtype).tiny
-        first, second, _ = y.unflatten(-1, (3, 3)).unbind(-1)
-        first = normalize(first, dim=-1, eps=tiny)
-        second = normalize(second - (first * second).sum(-1, keepdim=True) * first, dim=-1, eps=tiny)
-        return torch.stack([first, second, torch.linalg.cross(first, second)], -1).flatten(-2)
-
-    def tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        x, u = x.unflatten(-1, (3, 3)), u.unflatten(-1, (3, 3))
-        turned = x.mT @ u
-        return (x @ (turned - turned.mT) / 2).flatten(-2)
-
-    def frame(self, x: Tensor) -> Tensor:
-        skew = torch.tensor(SKEW, dtype=x.dtype, device=x.device).view(3, 3, 3) / math.sqrt(2)
-        return (x.unflatten(-1, (3, 3)).unsqueeze(-3) @ skew).flatten(-2).mT
-
-    def metric_log_scale(self, x: Tensor) -> Tensor:
-        return x.new_full(x.shape[:-1], -1.5 * math.log(2))  # a turn by 1 has Frobenius length sqrt(2)
-
-    def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        x, v = x.unflatten(-1, (3, 3)), v.unflatten(-1, (3, 3))
-        skew = x.mT @ v
-        angle = torch.linalg.matrix_norm(skew, keepdim=True) / math.sqrt(2)
-        one, two = torch.sinc(angle / math.pi), 0.5 * torch.sinc(angle / (2 * math.pi)).square()
-        return (x + x @ (one * skew + two * skew @ skew)).flatten(-2)
-
-    def log(self, x: Tensor, y: Tensor) -> Tensor:
-        angle = self.radii(x, y).unsqueeze(-1)
-        x, turn = x.unflatten(-1, (3, 3)), x.unflatten(-1, (3, 3)).mT @ y.unflatten(-1, (3, 3))
-        sinc = torch.sinc(angle / math.pi).clamp_min(torch.finfo(x.dtype).eps)
-        return (x @ ((turn - turn.mT) / (2 * sinc))).flatten(-2)
-
-    def radii(self, x: Tensor, y: Tensor) -> Tensor:
-        turn = x.unflatten(-1, (3, 3)).mT @ y.unflatten(-1, (3, 3))
-        sine = torch.linalg.matrix_norm(turn - turn.mT) / math.sqrt(8)
-        return torch.atan2(sine, (turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).unsqueeze(-1)
-
-    def uniform(self, shape=(), generator=None, like=None) -> Tensor:
-        # Unit quaternions (w, x, y, z) that are uniform on S^3.
-        w, *axis = normalize(_normal(shape, 4, generator, like), dim=-1).unbind(-1)
-        axis = torch.stack(axis, -1)
-        skew = (axis @ torch.tensor(SKEW, dtype=axis.dtype, device=axis.device)).unflatten(-1, (3, 3))
-        return (torch.eye(3).to(axis) + 2 * (w[..., None, None] * skew + skew @ skew)).flatten(-2)
-
-    def _turns(self, like: Tensor) -> Tensor:
-        return 2 * math.pi * torch.arange(-4, 5, dtype=like.dtype, device=like.device)
-
-    def _log_exp_volume(self, radius: Tensor, n: int) -> Tensor:
-        return 2 * torch.sinc(radius / (2 * math.pi)).abs().clamp_min(torch.finfo(radius.dtype).tiny).log()
-
-
-def moebius_add(a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """a (+) x in the unit ball: the isometry of hyperbolic space that moves the origin to a.
-
-    >>> moebius_add(torch.tensor([0.5, 0.0]), torch.tensor([0.5, 0.0]))  # as tanh adds arguments
-    tensor([0.8000, 0.0000])
-    """
-    product, aa, xx = ((p * q).sum(-1, keepdim=True) for p, q in ((a, x), (a, a), (x, x)))
-    return ((1 + 2 * product + xx) * a + (1 - aa) * x) / (1 + 2 * product + aa * xx)
-
-
-class PoincareBall(Euclidean):
-    """Hyperbolic space of curvature -1 as the open unit ball; lengths are lambda(x) = 2 / (1 - |x|^2) times Euclidean.
-
-    The only embedding here that is not isometric. The projection pulls points beyond radius 1 - 1e-5 back to there.
-    """
-
-    def project(self, y: Tensor) -> Tensor:
-        return y * (1 - 1e-5) / torch.linalg.vector_norm(y, dim=-1, keepdim=True).clamp_min(1 - 1e-5)
-
-    def metric_log_scale(self, x: Tensor) -> Tensor:
-        return self.dim * (math.log(2) - torch.log1p(-x.square().sum(-1)))
-
-    def exp(self, x: Tensor, v: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
-        half = length / (1 - x.square().sum(-1, keepdim=True))  # lambda(x) |v| / 2
-        return self.project(moebius_add(x, half.tanh() * v / length))
-
-    def log(self, x: Tensor, y: Tensor) -> Tensor:
-        moved = moebius_add(-x, y)
-        length = torch.linalg.vector_norm(moved, dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        return moved / length * self.radii(x, y) * (1 - x.square().sum(-1, keepdim=True)) / 2
-
-    def radii(self, x: Tensor, y: Tensor) -> Tensor:
-        moved = torch.linalg.vector_norm(moebius_add(-x, y), dim=-1, keepdim=True)
-        return 2 * moved.clamp_max(1 - torch.finfo(x.dtype).eps).atanh()
-
-    def _log_exp_volume(self, radius: Tensor, n: int) -> Tensor:
-        radius = radius.clamp_min(1e-4)  # below, sinh r / r is 1 to the last digit of single precision
-        return (n - 1) * (radius + torch.log1p(-(-2 * radius).exp()) - (2 * radius).log())
-
-
 class Product(Euclidean):
     """Product of manifolds, with their coordinates one after the other.
 
+    >>> from refimpl.free_form.rotations import SO3
     >>> Product(SO3(), Euclidean(3)).dim  # poses of a rigid body
     6
     """
@@ -326,6 +229,11 @@ class Product(Euclidean):
 
     def project(self, y: Tensor) -> Tensor:
         return torch.cat(self._each("project", y), -1)
+
+    def check(self, name: str, x: Tensor, tolerance: float = 1e-3, *, nan: bool = False) -> None:
+        super().check(name, x, tolerance, nan=nan)
+        for factor, part in zip(self.factors, x.split([f.ambient_dim for f in self.factors], -1), strict=True):
+            factor.check(name, part, tolerance, nan=nan)
 
     def tangent(self, x: Tensor, u: Tensor) -> Tensor:
         return torch.cat(self._each("tangent", x, u), -1)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refimpl._checks import check_positive
+from refimpl._checks import check_positive, check_tensor
 from refimpl.flows.flow import Flow
 from refimpl.free_form.spherical import log_sphere_volume, to_angles, to_unit
 
@@ -43,14 +43,18 @@ def log_area(
 
     Args:
         radius: r, from unit vectors (*batch, n) to (*batch,), > 0. How it goes on off the sphere does not matter.
-        theta: angles.
+        theta: one angle or more, finite; all but the last from 0 to pi, where no sine is negative.
 
     Raises:
-        ValueError: if `radius` returns another shape or values that are not > 0.
+        TypeError, ValueError: if `theta` is no such tensor, or `radius` returns another shape or values that are not > 0.
 
     Source: Negri, Aellen, Roth 2025 (arXiv 2406.09116), Theorem 1, brought from O(n^2) to O(n) by the orthogonality of
         spherical coordinates.
     """
+    check_tensor("theta", theta, "(*batch, angles)")
+    if theta.shape[-1] == 0 or (theta[..., :-1].sin() < 0).any():
+        got = "no angles" if theta.shape[-1] == 0 else "an angle before the last that is outside of [0, pi]"
+        raise ValueError(f"theta: got {got}, expected one angle or more, all but the last in [0, pi]")
     u = to_unit(theta)
     r, pull = torch.func.vjp(radius, u)
     if r.shape != u.shape[:-1] or not (r > 0).all():
@@ -94,18 +98,20 @@ class StarLike(nn.Module):
         """log-density in nats per area of the surface.
 
         Raises:
-            ValueError: if the length of a point differs from that of the surface's point by the share `tolerance`, or x
-                has not one feature more than the flow has angles.
+            TypeError, ValueError: if x is no finite floating-point tensor of one feature more than the flow has angles,
+                the length of a point differs from that of the surface's point by the share `tolerance`, or a point lies
+                outside or on the edge of the angles' range, such as that of ``AngleBox(n, positive=True)``.
         """
-        n = self.angles.base.event_shape[0] + 1
-        if x.shape[-1:] != (n,):
-            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (*batch, {n})")
+        check_tensor("x", x, f"(*batch, {self.angles.base.event_shape[0] + 1})")
         theta = to_angles(x)
         on, log_v = log_area(self.given(context), theta)
-        off = ((x - on).norm(dim=-1) / on.norm(dim=-1)).max() if len(x) else 0.0
+        off = ((x - on).norm(dim=-1) / on.norm(dim=-1)).max() if x.numel() else 0.0
         if not off <= tolerance:
             raise ValueError(f"x: a point is off the surface by {float(off):.2g} of its length, at most {tolerance:g}")
-        return self.angles.log_prob(theta, context) - log_v
+        log_p = self.angles.log_prob(theta, context)
+        if not log_p.isfinite().all():
+            raise ValueError("x: a point lies outside or on the edge of the angles' range, expected points inside")
+        return log_p - log_v
 
     def sample_and_log_prob(
         self, shape: Sequence[int] = (), context: Tensor | None = None, generator: torch.Generator | None = None

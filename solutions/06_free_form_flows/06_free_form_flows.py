@@ -201,7 +201,7 @@ assert abs(ratio - 1 / 16) < 1e-9, f"D = 5: four vectors leave {ratio:.4f} of th
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# **What to look for:** four vectors at right angles in five dimensions leave a sixteenth of the variance, four independent ones a quarter. What does the last vector buy, compared with a batch that is larger by the same factor?
+# **What to look for:** independent vectors fall like $1/K$. How much faster do vectors at right angles fall? What does the last vector buy, compared with a batch that is larger by the same factor?
 
 # %% alt="Variance of the mean over K vectors against K in ten dimensions: independent vectors fall like 1/K, orthogonal ones faster, to zero at K = 10."
 M = random_matrix(10, 12)
@@ -559,6 +559,8 @@ check_probes(3, 1)
 check_probes(6, 2)
 v = probes(torch.zeros(50_000, 2).double(), runtime.generator(3))
 assert abs((v[:, 0] ** 4).mean().item() - 1.5) < 0.05, "your vectors are not uniform on the circle"
+z = torch.zeros(4, 3).double()
+same(probes(z, runtime.generator(5)), probes(z, runtime.generator(5)), "the same seed must give the same vectors")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_volume", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -578,6 +580,15 @@ check_volume(4)
 ### BEGIN HIDDEN TESTS
 s, g = check_volume(6)
 assert parameter_gradient(s.sum(), g).abs().max() == 0, "the decoder's parameters get a gradient from s"
+f, g = network(3, 20), network(3, 21)
+x = torch.randn(5, 3, generator=runtime.generator(20)).double()
+z, x1, s = volume(f, g, x, torch.ones(5, 3).double())
+same(z, f(x), "z")
+same(x1, g(f(x)), "x1")
+for net in (f, g):
+    x1 = volume(f, g, x, torch.ones(5, 3).double())[1]
+    assert x1.requires_grad, "x1 carries no gradient"
+    same(parameter_gradient(x1.sum(), net), parameter_gradient(g(f(x)).sum(), net), "gradient of x1")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_objective", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -596,6 +607,11 @@ check_objective(4, 0.0, 9)
 ### BEGIN HIDDEN TESTS
 check_objective(4, 3.0, 10)
 check_objective(2, 50.0, 11)
+f, g = network(3, 22), network(3, 23)
+x = torch.randn(5, 3, generator=runtime.generator(22)).double()
+got = parameter_gradient(objective(f, g, x, 3.0, torch.ones(5, 3).double()), g)
+wanted = parameter_gradient(3 * (x - g(f(x))).square().sum(1).mean(), g)
+same(got, wanted, "the decoder's gradient of the loss")
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_nll", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}

@@ -46,7 +46,7 @@ from refimpl.autodiff import jacobian
 from refimpl.data import airports, split_points
 from refimpl.free_form import SO3, ManifoldFlow, Sphere, VonMisesFisherMixture, manifold_log_det, tangent_probes
 from refimpl.nets import residual_mlp
-from refimpl.plots import PALETTE, label_panels, say, use_course_style
+from refimpl.plots import PALETTE, use_course_style
 from refimpl.training import fit
 
 use_course_style()
@@ -135,7 +135,11 @@ check_linear(6, 3)
 same(linear_log_det(2 * torch.eye(4, dtype=F64), on_sphere(4, 3, 4)), torch.zeros(3, dtype=F64), "for A = 2 I")
 flipped = random_matrix(3, 5)
 flipped[0] *= -1
-same(linear_log_det(flipped, on_sphere(3, 3, 4)), linear_log_det(random_matrix(3, 5), on_sphere(3, 3, 4)), "with a mirror")
+same(
+    linear_log_det(flipped, on_sphere(3, 3, 4)),
+    linear_log_det(random_matrix(3, 5), on_sphere(3, 3, 4)),
+    "with a mirror",
+)
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "volumes_pullback", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -181,7 +185,6 @@ check_disk(2, 0.5, 13)
 check_disk(3, 0.9, 14)
 check_disk(1, 0.2, 15)
 ### END HIDDEN TESTS
-
 
 # %% [markdown]
 # ## Task 2: tangent probes (4 points)
@@ -256,7 +259,6 @@ check_probe(rotation_probe, SO3(), 26)
 check_probe(rotation_probe, SO3(), 27, moments=True)
 ### END HIDDEN TESTS
 
-
 # %% [markdown]
 # ## Task 3: a normal on the rotations (3 points)
 #
@@ -281,11 +283,18 @@ def rotation_density(angle, std):
 # %% nbgrader={"grade": true, "grade_id": "wrapped_narrow", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
 angle = torch.tensor([0.05, 0.1, 0.2], dtype=F64)
 flat = (-0.5 * (angle / 0.1) ** 2).exp() / (2 * math.pi * 0.01) ** 1.5
-same(rotation_density(angle, 0.1) / flat, angle**2 / (2 - 2 * angle.cos()), "narrow: your density over that of N(0, s^2 I)", 1e-4)
+same(
+    rotation_density(angle, 0.1) / flat,
+    angle**2 / (2 - 2 * angle.cos()),
+    "narrow: your density over that of N(0, s^2 I)",
+    1e-4,
+)
 ### BEGIN HIDDEN TESTS
 angle = torch.tensor([0.5, 1.5, 2.5], dtype=F64)
 flat = (-0.5 * (angle / 0.5) ** 2).exp() / (2 * math.pi * 0.25) ** 1.5
-same(rotation_density(angle, 0.5) / flat, angle**2 / (2 - 2 * angle.cos()), "your density over that of N(0, s^2 I)", 0.05)
+same(
+    rotation_density(angle, 0.5) / flat, angle**2 / (2 - 2 * angle.cos()), "your density over that of N(0, s^2 I)", 0.05
+)
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "wrapped_integral", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -302,21 +311,27 @@ assert abs(total(2.0) - 1) < 2e-3, f"std 2: your density integrates to {total(2.
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "wrapped_wide", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
-far = torch.as_tensor(rotation_density(torch.tensor([1.0, 2.0, 3.0], dtype=F64), 2.5)) * 8 * math.pi**2
-assert (far - 1).abs().max() < 0.2, "for a large std the density should be nearly uniform"
+def angle_density(angle, std):
+    return torch.as_tensor(rotation_density(angle, std)) * 4 * math.pi * (2 - 2 * angle.cos())
+
+
+spread = angle_density(torch.tensor([1.0, 2.0, 3.0], dtype=F64), 3.5)
+assert (spread * math.pi - 1).abs().max() < 0.1, "for a large std every angle should be about equally likely"
 ### BEGIN HIDDEN TESTS
-far = torch.as_tensor(rotation_density(torch.tensor([0.01, 1.0, 3.1], dtype=F64), 4.0)) * 8 * math.pi**2
-assert (far - 1).abs().max() < 0.02, "for std 4 the density should be uniform to 2 %"
+spread = angle_density(torch.tensor([0.05, 1.0, 3.1], dtype=F64), 4.0)
+assert (spread * math.pi - 1).abs().max() < 0.02, "for std 4 every angle should be equally likely, to 2 %"
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# **What to look for:** where does the density of the *angle*, $4\pi(2-2\cos\theta)\,p(\theta)$, have its maximum for a small $s$, and what does it tend to as $s$ grows?
+# **What to look for:** where does the density of the *angle*, $4\pi(2-2\cos\theta)\,p(\theta)$, have its maximum for a small $s$, and what does it tend to as $s$ grows? It is not the uniform distribution of rotations (dotted): a wide normal, wrapped, makes all *angles* equally likely.
 
-# %% alt="Density of the rotation angle for four standard deviations: narrow bumps at small angles turn into the curve (1 - cos) / pi of uniform rotations."
+# %% alt="Density of the rotation angle for four standard deviations: narrow bumps at small angles turn into a constant, unlike the curve (1 - cos) / pi of uniform rotations."
 angle = torch.linspace(0.01, math.pi, 200, dtype=F64)
 fig, ax = plt.subplots(figsize=(7, 2.4))
-for std, colour in zip((0.2, 0.5, 1.0, 2.0), PALETTE):
-    ax.plot(angle, rotation_density(angle, std) * 4 * math.pi * (2 - 2 * angle.cos()), color=colour, label=f"s = {std:g}")
+for std, colour in zip((0.2, 0.5, 1.0, 3.5), PALETTE):
+    ax.plot(
+        angle, rotation_density(angle, std) * 4 * math.pi * (2 - 2 * angle.cos()), color=colour, label=f"s = {std:g}"
+    )
 ax.plot(angle, (1 - angle.cos()) / math.pi, "k:", label="uniform")
 ax.set(xlabel="angle θ (radians)", ylabel="density of the angle", title="Wrapped normals on SO(3)")
 ax.legend()
@@ -428,16 +443,20 @@ def check_gradient(seed, batch=4000):
     got = torch.autograd.grad(loss, encoder.weight)[0]
     weight = a.clone().requires_grad_()
     exact = torch.autograd.grad(-(weight.det().abs().log() - 3 * (x @ weight.T).norm(dim=1).log()).mean(), weight)[0]
-    share = ((got * exact).sum() / exact.square().sum()).item()
-    return share
+    return ((got * exact).sum() / exact.square().sum()).item()
 
 
 share = check_gradient(42)
 assert share > 0.3, f"the gradient for the encoder has {share:.2f} of the exact one's length along it"
 ### BEGIN HIDDEN TESTS
+x = on_sphere(3, 30, 54)
 for seed in (43, 44):
     share = check_gradient(seed)
     assert abs(share - 1) < 0.15, f"the gradient for the encoder has {share:.2f} of the exact one's length along it"
+a, encoder, decoder = linear_pair(53)
+loss = flow_loss(encoder, decoder, x, noise[: len(x)], 1.0)
+own = torch.autograd.grad(loss, decoder.weight, materialize_grads=True)[0].abs().max().item()
+assert own < 1e-9, "the decoder is the exact inverse, and yet it gets a gradient"
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_jacobian", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -470,7 +489,6 @@ for seed in (51, 52):
     whole = decoder_log_prob(encoder, decoder, on_sphere(3, 40_000, seed)).detach().exp() * 4 * math.pi
     assert abs(whole.mean() - 1) < 5 * whole.std() / 200, f"the density integrates to {whole.mean():.3f}"
 ### END HIDDEN TESTS
-
 
 # %% [markdown]
 # ## Task 5: predict, then measure: how long is a probe? (5 points)
@@ -596,10 +614,13 @@ for ratio, colour in zip((0.5, 1.0, 2.0), PALETTE):
         height = flow.sample([8000], generator=runtime.generator(64))[:, 2]
         latent = flow.encode(points)[:, 2].mean()
     ax.hist(height.numpy(), 40, density=True, histtype="step", color=colour, label=f"λ = {ratio:g}")
-    print(f"lambda = {ratio:g}: mean height of the latents {latent:.3f}, expected {mean_height(3, ratio):.3f}; of samples {height.mean():.3f}")
+    print(
+        f"lambda = {ratio:g}: mean height of the latents {latent:.3f}, expected {mean_height(3, ratio):.3f}; of samples {height.mean():.3f}"
+    )
 ax.set(xlabel="height $x_3$", ylabel="density", title="Samples, by length of the probes")
 ax.legend()
 plt.show()
+
 
 # %% [markdown]
 # **Read it** (1 point, read by a person). Does the measurement agree with your prediction, in direction and in size? If the data's density were unknown, as it always is: by which number, which you can compute from the trained flow and data, would you find the fault?
@@ -608,7 +629,6 @@ plt.show()
 # *One answer.* Direction and size agree: latents have the mean height of vMF($\kappa/\lambda$), and samples are too concentrated for $\lambda=2$. Without the truth, compare the latents of held-out data with the base density: their mean height is $A(\kappa/\lambda)$ and not $A(\kappa)$, which a test on the latents shows at once. The integral of the density says nothing, as the flow is a proper density, only of the wrong law; a held-out likelihood alone says nothing either, unless a right training stands beside it.
 #
 # *Marks.* ½ for the comparison with numbers; ½ for a check that needs no truth (latents of the data against the base, or samples against data).
-
 
 # %% [markdown]
 # ## Task 6: copies, clusters and what a likelihood says (5 points)
@@ -651,7 +671,9 @@ assert number(share_of_copies(again, some[:1]), "share_of_copies") == 0.75, "eac
 def check_kernel(kappa, seed, epsilon=0.05):
     train, test = on_sphere(3, 30, seed), on_sphere(3, 20, seed + 1)
     law = VonMisesFisherMixture(train, float(kappa))
-    wanted = -torch.logaddexp(law.log_prob(test) + math.log(1 - epsilon), torch.tensor(math.log(epsilon / (4 * math.pi)))).mean()
+    wanted = -torch.logaddexp(
+        law.log_prob(test) + math.log(1 - epsilon), torch.tensor(math.log(epsilon / (4 * math.pi)))
+    ).mean()
     got = number(kernel_nll(train, test, float(kappa), epsilon), "kernel_nll")
     assert abs(got - wanted) < 1e-6, f"kappa = {kappa:g}: {got:.4f} nats are not right"
 
