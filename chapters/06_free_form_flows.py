@@ -917,33 +917,24 @@ claim("FFF-19", same)
 claim("FFF-20", nll["decoder"] - 7.15)
 
 # %% [markdown]
-# **What you saw.** A small network after a short training: above the floor, with samples of too high energy, and few of them carry the weight. Yet the weights know it, and $\log Z$ comes out, because both the density and the energy are exact. That alone proves little: a plain Gaussian often comes as close, with an effective sample size of a fraction of a percent. What the pair has learned shows in its likelihood and in that size. (If $g$ folded space, the density of a sample would be a sum over the points that it merges, and the weights would be wrong: look at the diagnosis first.)
+# **What you saw.** A small network after a short training: above the floor, with samples of too high energy, and few of them carry the weight. Yet the weights know it, and $\log Z$ comes out, because both the density and the energy are exact. That alone proves little: a plain Gaussian often comes as close, with an effective sample size of a fraction of a percent. What the pair has learned shows in its likelihood. (If $g$ folded space, the density of a sample would be a sum over the points that it merges, and the weights would be wrong: look at the diagnosis first.)
 #
 # **LJ13**, thirteen particles in space that attract and repel like noble gas atoms, is the next size. At quick size we only make its data, and look whether they may be called so: a second population, annealed independently, must give the same $\log Z$. The pair energy is counted twice here ($\varepsilon=2$ in $\sum_{i<j}\varepsilon\,(r^{-12}-2r^{-6})$), which the entropy of the published data agrees with and the constants of the published code do not; no source says so.
 
 # %%
 walk = runtime.generator(seed, device)
 annealed_z, cluster = monte_carlo(ENERGIES["LJ13"], **LJ13)
-once_more = anneal(
-    ENERGIES["LJ13"],
-    LJ13["chains"],
-    num_stages=LJ13["stages"],
-    sweeps=LJ13["sweeps"],
-    large_share=LJ13["large"],
-    large_step=LJ13["large_step"],
-    generator=walk,
-    like=torch.zeros(1, device=device),
-)
+once_more, _ = monte_carlo(ENERGIES["LJ13"], **LJ13 | dict(draws=1, thin=1))
 radius = cluster.states.unflatten(-1, (13, 3)).square().sum((-1, -2)).div(13).sqrt()
 mean_energy, effective = cluster.energies.mean().item(), effective_draws(cluster.energies)
 say(
     f"LJ13: {cluster.energies.shape[1]} chains, {cluster.energies.shape[0]} draws each, acceptance {cluster.acceptance:.2f}; mean energy {mean_energy:.1f}; "
     f"split R-hat of the energy {split_r_hat(cluster.energies):.3f}, of the radius {split_r_hat(radius):.3f}; {effective:.0f} effective draws of {cluster.energies.numel()}, so {effective / (2 * cluster.energies.shape[1]):.1f} for half a chain. "
-    f"Annealing gives log Z = {annealed_z:.2f}, a second population {once_more.log_z:.2f}; with the first the entropy is {annealed_z + mean_energy:.1f} nats. (Longer annealings: 59.8 and 16.8, both ±0.1.)"
+    f"Annealing gives log Z = {annealed_z:.2f}, a second population {once_more:.2f}; with the first the entropy is {annealed_z + mean_energy:.1f} nats. (Longer annealings: 59.8 and 16.8, both ±0.1.)"
 )
 
 # %% [markdown]
-# Half a chain holds few independent draws, and so few make R-hat exceed 1.01 even where chains mix; that the two values of $\log Z$ agree speaks against chains that are stuck. For training we would run longer, and at full size we do.
+# Half a chain holds few independent draws, and so few make R-hat exceed 1.01 even where chains mix; two values of $\log Z$ as close as these speak against chains that are stuck. For training we would run longer, and at full size we do.
 #
 # ## Play
 #
@@ -1023,7 +1014,7 @@ play(show_beta, beta=choice("beta", [str(beta) for beta in SWEEP["betas"]], "1")
 #
 # **What to look for.** Left: the gap of both likelihoods to the entropy, against $\beta$: where do they part? (Either may even fall below zero, which no density can; it need not.) Right: the integral of the encoder's "density", and $\|g'f'-I\|_F$.
 
-# %% alt="Against beta: both likelihood gaps are lowest around 10 to 30 and rise to 300; they part below 10. The integral is several at beta 1 and 3, and one from 10 on, while the Jacobian error falls."
+# %% alt="Against beta: from 10 to 300 both likelihood gaps rise together; at 1 and 3 they part, and one may be negative. The integral is several at beta 1 and 3, and one from 10 on, while the Jacobian error falls."
 fig, axes = plt.subplots(1, 2, figsize=(7.8, 2.9))
 for row, (side, colour) in enumerate((("encoder", PALETTE[1]), ("decoder", PALETTE[0]))):
     axes[0].semilogx(SWEEP["betas"], [gaps[row] for gaps in excess.values()], "o-", color=colour, label=f"{side} side")
@@ -1208,7 +1199,7 @@ share_missed = {a.__name__: missed(a) for a in (nn.ReLU, nn.SiLU, nn.Tanh)}
 say(
     "Share of the change that autograd misses: "
     + ", ".join(f"{n} {100 * m:.1f} %" for n, (m, _) in share_missed.items())
-    + f" (The ReLU network's changes are {share_missed['ReLU'][1]:.0f} standard errors of the mean.)"
+    + f". (The ReLU network's changes are {share_missed['ReLU'][1]:.0f} standard errors of the mean.)"
 )
 
 # %%

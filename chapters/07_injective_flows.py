@@ -49,9 +49,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.colors import LogNorm
-from sklearn.datasets import load_diabetes
-from sklearn.linear_model import lasso_path
+from sklearn import datasets, linear_model
 from torch import nn
 
 from refimpl import runtime
@@ -517,7 +515,7 @@ for ax in axes:
     ax.axvline(mean_radius, color="k", ls=":", lw=1)
     ax.set(xlabel="radius R of the decoder's circle", xscale="log", ylim=(-5, 11))
 axes[0].set_ylabel("loss (nats, shifted)")
-axes[1].legend()
+axes[1].legend(loc="lower left", ncols=2)
 label_panels(axes, ["Jacobian on the manifold", "Jacobian at the data"])
 plt.show()
 
@@ -1010,13 +1008,13 @@ claim("FIF-17", cigar_runs["without"][0])
 # %%
 NAMES = ["sex", "bmi", "bp", "s3", "s5"]
 X = load_tabular("diabetes", NAMES)[0]
-y = torch.tensor(load_diabetes().target, dtype=torch.float32)
+y = torch.tensor(datasets.load_diabetes().target, dtype=torch.float32)
 X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
 gram, moment = X.T @ X, X.T @ y
 least_squares = torch.linalg.solve(gram, moment)
 largest = least_squares.abs().sum().item()
 noise_variance = ((y - X @ least_squares).square().sum() / (len(y) - 6)).item()
-_, lasso, _ = lasso_path(X.numpy(), y.numpy(), alphas=torch.logspace(0, -4, 300).numpy())
+_, lasso, _ = linear_model.lasso_path(X.numpy(), y.numpy(), alphas=torch.logspace(0, -4, 300).numpy())
 lasso = torch.tensor(lasso.T.copy())
 lasso_norm = lasso.abs().sum(1)
 COLD = 1 / 30
@@ -1124,29 +1122,28 @@ play(
 
 
 # %% [markdown]
-# **Angles are not area.** The sphere of the $p$-norm in the plane, coloured by the area per angle $V$ (logarithmic). Uniform angles (left) crowd where $V$ is small; drawn with a density proportional to $V$ they are uniform on the curve.
+# **Angles are not area.** The sphere of the $p$-norm in the plane, coloured by the logarithm of the area per angle, $\log V$. Uniform angles (left) crowd where $V$ is small; drawn with a density proportional to $V$ they are uniform on the curve.
 
 # %%
 def show_norm(p):
     source = runtime.generator(seed)
-    theta = 2 * math.pi * (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    theta = 2 * math.pi * (torch.arange(50_000, dtype=torch.float64) + 0.5) / 50_000
     x, log_v = log_area(lp_radius(p), theta[:, None])
     length = log_v.exp().cumsum(0)
     draw = torch.rand(2, 250, dtype=torch.float64, generator=source)
     rows = [(draw[0] * len(theta)).long(), torch.searchsorted(length, draw[1] * length[-1])]
     fig, axes = plt.subplots(1, 2, figsize=(6.4, 3.0), sharey=True)
-    low, high = (v.exp().item() for v in log_v[torch.cat(rows)].aminmax())
-    norm = LogNorm(0.99 * low, 1.01 * high)
+    low, high = (v.item() for v in log_v[torch.cat(rows)].aminmax())
     for ax, kept in zip(axes, rows):
-        dots = ax.scatter(*x[kept].T, c=log_v[kept].exp(), s=9, norm=norm)
+        dots = ax.scatter(*x[kept].T, c=log_v[kept], s=9, vmin=low - 0.01, vmax=high + 0.01)
     for ax in axes:
         ax.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), xlabel="$x_1$")
-    fig.colorbar(dots, ax=axes, label="V")
+    fig.colorbar(dots, ax=axes, label="log V")
     label_panels(axes, ["Uniform angles", "Uniform on the curve"])
     plt.show()
 
 
-# %% alt="Points on the unit sphere of the p-norm in the plane, coloured by area per angle: drawn with uniform angles they crowd, weighted by area they are even."
+# %% alt="Points on the unit sphere of the p-norm in the plane, coloured by the log of the area per angle: drawn with uniform angles they crowd, weighted by area they are even."
 play(show_norm, p=slider("p", value=0.6, low=0.5, high=8.0, step=0.1))
 
 

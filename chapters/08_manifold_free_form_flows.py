@@ -169,7 +169,9 @@ def on_the_map(flow):
     return {"density": flow.log_prob(globe).exp()}
 
 
-world = train("airports", Uniform(sphere), rows_of(learn), STEPS["airports"], beta=30, beta_cycle=3, evaluate=on_the_map)
+world = train(
+    "airports", Uniform(sphere), rows_of(learn), STEPS["airports"], beta=30, beta_cycle=3, evaluate=on_the_map
+)
 history = dict(zip(world.history.evaluation_steps, world.history.evaluations["density"]))
 share = countries.count("US") / len(countries)
 say(
@@ -368,7 +370,9 @@ for manifold in manifolds:
         f"{manifold!r:28s} all {n} probes: error {all_probes[-1]:.0e}; one: mean along the gradient {along.mean():.3f}",
         end="",
     )
-    print(f" (of length sqrt(D): {along_long.mean():.3f}, D / n = {D / n:.2f}), noise of a batch of 300: {noise:.2f} times the gradient")
+    print(
+        f" (of length sqrt(D): {along_long.mean():.3f}, D / n = {D / n:.2f}), noise of a batch of 300: {noise:.2f} times the gradient"
+    )
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -665,7 +669,7 @@ for ax, name, colour in zip(axes, ("data", "with", "without"), PALETTE[:3]):
     ax.set(aspect="equal", xlim=(-1.05, 0.5), ylim=(-0.5, 1.05), xticks=[], yticks=[])
     ax.grid(False)
     away = disk.distance(truth["disk"].means.expand_as(samples[name]), samples[name]).cpu()
-    axes[3].hist(away.numpy(), 40, (0, 2.5), density=True, histtype="step", lw=1.4, color=colour, label=name)
+    axes[3].hist(away.numpy(), 40, range=(0, 2.5), density=True, histtype="step", lw=1.4, color=colour, label=name)
 axes[3].set(xlabel="hyperbolic distance", yticks=[])
 axes[3].legend(fontsize=8)
 label_panels(axes, ["Data", "With the term", "Without", "From the centre"])
@@ -674,7 +678,9 @@ plt.show()
 # %%
 say(
     "Mean hyperbolic distance from the truth's centre: "
-    + ", ".join(f"{name} {disk.distance(truth['disk'].means.expand_as(x), x).mean():.2f}" for name, x in samples.items())
+    + ", ".join(
+        f"{name} {disk.distance(truth['disk'].means.expand_as(x), x).mean():.2f}" for name, x in samples.items()
+    )
     + f". Mean true log-density: data {hyperbolic['data']:.2f}, samples {hyperbolic['with']:.2f} with the term, {hyperbolic['without']:.2f} without. "
     f"Gap of the held-out negative log-likelihood: {verdict['disk, with']['decoder']:.3f} and {verdict['disk, without']['decoder']:.3f} nats by the decoder, "
     f"{verdict['disk, with']['encoder']:.3f} and {verdict['disk, without']['encoder']:.3f} by the encoder."
@@ -777,6 +783,7 @@ def best_kernel(train, choose, test):
     return curve.tolist(), -kernel_estimates(train, test).mean(1)[curve.argmin()].item(), KAPPAS[curve.argmin()]
 
 
+# %%
 def fit_mixture(g, number=5):
     start = learn[torch.randperm(len(learn), generator=g, device=device)[:number]]
     mixture = VonMisesFisherMixture(start, 7.0, learned=True)

@@ -25,7 +25,7 @@ __all__ = ["Diagnosis", "diagnose", "grid_integral", "importance_integral"]
 AGREE, AGREE_IN_ALL = 0.05, 2.0  # nats a feature, and nats, between the two likelihoods that may pass
 TOO_MUCH = 0.05  # mass beyond 1 that may pass
 JACOBIAN = 2.0  # |g'f' - I| that may pass, if it is below that of g' = 0, sqrt(dim)
-LOST = 0.25  # share of the data's variance along a direction that a reconstruction may lose
+LOST = 0.1  # share of the data's variance along a direction that a reconstruction may lose
 
 
 @dataclass(frozen=True)

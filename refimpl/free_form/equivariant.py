@@ -55,7 +55,7 @@ class MeanFreeNormal(Base):
         if mean.numel() and mean.detach().abs().max() > 1e-3 * z.detach().abs().max().clamp_min(1):
             off = mean.detach().abs().max().item()
             raise ValueError(
-                f"z: has a mean of its particles {off:.2g} off the origin, expected centred configurations"
+                f"z: got a mean of the particles that is {off:.2g} off the origin, expected centred configurations"
             )
         return -0.5 * (centred.square().sum((-2, -1)) + (n - 1) * dim * math.log(2 * math.pi))
 

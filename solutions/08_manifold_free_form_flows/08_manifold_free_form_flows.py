@@ -85,7 +85,7 @@ def on_sphere(dim, num, seed):
 # %% [markdown]
 # ## Task 1: volumes of a linear map (4 points)
 #
-# On the unit sphere $S^{D-1}$ in $\mathbb R^D$, a linear network followed by the projection is $f(x)=Ax/\lVert Ax\rVert$. Derive the following with pencil and paper, then write them as functions.
+# On the unit sphere $S^{D-1}$ in $\mathbb R^D$, a linear network followed by the projection is $f(x)=Ax/\lVert Ax\rVert$. Derive the following with pencil and paper, then write them as functions, in closed form: nothing that differentiates by machine.
 #
 # - `linear_log_det` is $\log|\det(R^\top f'(x)Q)|$, for every $D\ge2$. *A way:* a small ball of radius 1 to $1+h$ around the sphere's patch at $x$ is a piece of a cone. $A$ multiplies its volume by $|\det A|$, and projecting changes both its radius and its surface. Compare surfaces.
 # - `angular_gaussian` is the log-density of $f^{-1}(z)$ where $z$ is uniform: the angular central Gaussian. Its parameter is $\Lambda=(A^\top A)^{-1}$, which is all that you get. The area of $S^{D-1}$ is $2\pi^{D/2}/\Gamma(D/2)$.
@@ -118,18 +118,24 @@ def disk_log_det(scale, x):
 
 
 # %% [markdown]
-# The first test compares with automatic differentiation, the third integrates.
+# The tests that you see compare with numbers at a few points, and the third integrates; the grader's compare with automatic differentiation. Do the same before you hand in.
 
 # %% nbgrader={"grade": true, "grade_id": "volumes_linear", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+ellipse, axes = torch.diag(torch.tensor([2.0, 1.0, 1.0], dtype=F64)), torch.eye(3, dtype=F64)
+wanted = torch.tensor([-2.0, 1.0, 1.0], dtype=F64) * math.log(2)
+same(linear_log_det(ellipse, axes), wanted, "A = diag(2, 1, 1) at the three axes")
+### BEGIN HIDDEN TESTS
+exact_log_det, exact_jacobian = manifold_log_det, jacobian
+
+
 def check_linear(dim, seed):
     a, x = random_matrix(dim, seed), on_sphere(dim, 30, seed + 1)
     sphere = Sphere(dim - 1)
-    wanted = manifold_log_det(lambda x: normalize(x @ a.T, dim=-1), x, sphere)[1]
+    wanted = exact_log_det(lambda x: normalize(x @ a.T, dim=-1), x, sphere)[1]
     same(linear_log_det(a, x), wanted, f"linear_log_det for D = {dim}")
 
 
 check_linear(3, 1)
-### BEGIN HIDDEN TESTS
 check_linear(2, 2)
 check_linear(6, 3)
 same(linear_log_det(2 * torch.eye(4, dtype=F64), on_sphere(4, 3, 4)), torch.zeros(3, dtype=F64), "for A = 2 I")
@@ -140,9 +146,20 @@ same(
     linear_log_det(random_matrix(3, 5), on_sphere(3, 3, 4)),
     "with a mirror",
 )
+manifold_log_det = jacobian = None  # a formula needs neither
+try:
+    check_linear(4, 17)
+finally:
+    manifold_log_det, jacobian = exact_log_det, exact_jacobian
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "volumes_pullback", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+wanted = torch.tensor([2.0, -1.0, -1.0], dtype=F64) * math.log(2) - math.log(4 * math.pi)
+covariance = torch.diag(torch.tensor([4.0, 1.0, 1.0], dtype=F64))
+same(angular_gaussian(covariance, torch.eye(3, dtype=F64)), wanted, "Lambda = diag(4, 1, 1) at the three axes")
+
+
+### BEGIN HIDDEN TESTS
 def check_pullback(dim, seed):
     a, x = random_matrix(dim, seed), on_sphere(dim, 30, seed + 1)
     log_det = manifold_log_det(lambda x: normalize(x @ a.T, dim=-1), x, Sphere(dim - 1))[1]
@@ -151,7 +168,6 @@ def check_pullback(dim, seed):
 
 
 check_pullback(3, 6)
-### BEGIN HIDDEN TESTS
 check_pullback(2, 7)
 check_pullback(5, 8)
 ### END HIDDEN TESTS
@@ -172,6 +188,12 @@ check_integral(4, 12, scale=0.1)
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "volumes_disk", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+for dim in (1, 2, 3):
+    wanted = torch.full((1,), dim * math.log(0.5), dtype=F64)
+    same(disk_log_det(0.5, torch.zeros(1, dim, dtype=F64)), wanted, f"at the centre, in {dim} dimensions")
+
+
+### BEGIN HIDDEN TESTS
 def check_disk(dim, scale, seed):
     x = 0.5 * torch.rand(20, dim, dtype=F64, generator=runtime.generator(seed)) / math.sqrt(dim)
     jacobians = jacobian(lambda x: scale * x, x)
@@ -181,9 +203,15 @@ def check_disk(dim, scale, seed):
 
 
 check_disk(2, 0.5, 13)
-### BEGIN HIDDEN TESTS
 check_disk(3, 0.9, 14)
 check_disk(1, 0.2, 15)
+x = 0.4 * on_sphere(2, 5, 16)
+wanted = torch.full((5,), 2 * math.log(0.5 * (1 - 0.16) / (1 - 0.04)), dtype=F64)
+keep, manifold_log_det, jacobian = (manifold_log_det, jacobian), None, None  # a formula needs neither
+try:
+    same(disk_log_det(0.5, x), wanted, "disk_log_det at radius 0.4")
+finally:
+    manifold_log_det, jacobian = keep
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -192,7 +220,7 @@ check_disk(1, 0.2, 15)
 # A probe at $z$ is a random tangent vector $v$ with $\mathbb E\,vv^\top=RR^\top$, the projector onto the tangent space, and always of the same length, because that lowers the variance of the estimate. Make one from `noise`, which is standard normal and has the shape of `z`, on three manifolds:
 #
 # - `sphere_probe` on $S^{D-1}$,
-# - `torus_probe` on $T^n$; one length for the whole vector, not for each circle,
+# - `torus_probe` on $T^n$; the whole vector has one length (of each circle by itself would do as well: why?),
 # - `rotation_probe` on $SO(3)$; the tangent space at $X$ holds $XS$ with skew $S$, and its inner product is that of $\mathbb R^9$.
 
 # %% nbgrader={"grade": false, "grade_id": "probes", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -225,7 +253,7 @@ def rotation_probe(z, noise):
 # %% nbgrader={"grade": false, "grade_id": "probes_check", "locked": true, "schema_version": 3, "solution": false, "task": false}
 def check_probe(probe, manifold, seed, moments=False):
     g = runtime.generator(seed)
-    z = manifold.uniform([1], g, LIKE).expand(20_000 if moments else 50, -1)
+    z = manifold.uniform([1], g, LIKE).expand(20_000, -1) if moments else manifold.uniform([50], g, LIKE)
     v = probe(z, torch.randn(z.shape, dtype=F64, generator=g))
     assert v is not None and v.shape == z.shape, "a probe has the shape of z"
     same(manifold.tangent(z, v), v, f"{manifold!r}: the part of your probe that is tangent, against the probe")
@@ -435,6 +463,11 @@ assert off < 0.05, f"the mean of v v^T is off by {off:.2f} from the projector on
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_gradient", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+def right_probe(z, noise):
+    v = noise - (noise * z).sum(-1, keepdim=True) * z
+    return math.sqrt(2) * v / v.norm(dim=-1, keepdim=True)
+
+
 def check_gradient(seed, batch=4000):
     """Mean gradient for the encoder, over many probes, against the exact one, with inverse networks."""
     a, encoder, decoder = linear_pair(seed)
@@ -449,6 +482,7 @@ def check_gradient(seed, batch=4000):
 share = check_gradient(42)
 assert share > 0.3, f"the gradient for the encoder has {share:.2f} of the exact one's length along it"
 ### BEGIN HIDDEN TESTS
+own_probe, make_probe = make_probe, right_probe  # the length of your probe has a test of its own
 x = on_sphere(3, 30, 54)
 for seed in (43, 44):
     share = check_gradient(seed)
@@ -457,6 +491,16 @@ a, encoder, decoder = linear_pair(53)
 loss = flow_loss(encoder, decoder, x, noise[: len(x)], 1.0)
 own = torch.autograd.grad(loss, decoder.weight, materialize_grads=True)[0].abs().max().item()
 assert own < 1e-9, "the decoder is the exact inverse, and yet it gets a gradient"
+with torch.no_grad():
+    decoder.weight += 0.1 * torch.randn(3, 3, dtype=F64, generator=runtime.generator(55))
+parts = [encoder.weight, decoder.weight]
+double, single = (
+    torch.autograd.grad(flow_loss(encoder, decoder, x, noise[: len(x)], beta), parts) for beta in (2.0, 1.0)
+)
+error = (x - project(decoder(project(encoder(x))))).square().sum(-1).mean()
+for two, one, wanted in zip(double, single, torch.autograd.grad(error, parts), strict=True):
+    same(two - one, wanted, "the gradient of the reconstruction error")
+make_probe = own_probe
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_jacobian", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -470,9 +514,9 @@ assert min(spread, opposite) < 1e-6, "decoder_log_prob is off by an amount that 
 ### BEGIN HIDDEN TESTS
 a, encoder, decoder = linear_pair(47)
 x = on_sphere(3, 20, 48)
-wanted = a.det().abs().log() - 3 * (x @ a.T).norm(dim=1).log()
+change = a.det().abs().log() - 3 * (x @ a.T).norm(dim=1).log()
 got = decoder_log_prob(encoder, decoder, x).detach() + math.log(4 * math.pi)
-assert min((got - wanted).abs().max(), (got + wanted).abs().max()) < 1e-6, "the volume change is not right"
+assert min((got - change).abs().max(), (got + change).abs().max()) < 1e-6, "the volume change is not right"
 ### END HIDDEN TESTS
 
 # %% nbgrader={"grade": true, "grade_id": "faults_sign", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
@@ -598,6 +642,20 @@ assert 0.08 < got < 0.40, f"lambda = 2: you measure {got:.3f} nats"
 ### BEGIN HIDDEN TESTS
 got = number(measured_kl(3, 1.0, points, runtime.generator(62)), "measured_kl")
 assert abs(got) < 0.03, f"lambda = 1: you measure {got:.3f} nats"
+trains, seen = train_flow, []
+
+
+def train_flow(kappa, probes, **_):
+    z = on_sphere(3, 20, 65).float()
+    seen.append(probes(z).square().sum(-1).mean().item())
+    return ManifoldFlow(torch.nn.Identity(), torch.nn.Identity(), pole(kappa), SPHERE)
+
+
+got = number(measured_kl(3, 0.5, points, runtime.generator(62)), "measured_kl")
+train_flow = trains
+assert seen, "you do not train with train_flow"
+assert abs(seen[0] - 1) < 0.01, f"lambda = 1/2: your probes have the squared length {seen[0]:.3f}, expected 1"
+assert abs(got) < 1e-5, "the data's log-density minus that of the flow that train_flow returns is something else"
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -634,7 +692,7 @@ plt.show()
 # ## Task 6: copies, clusters and what a likelihood says (5 points)
 #
 # - `share_of_copies` is the share of test points that are copies of a training point, up to `tolerance` in Euclidean distance.
-# - `kernel_nll` is the mean negative log-likelihood, on $S^2$, of a kernel density estimate: a vMF bump of concentration $\kappa$ on each training point, with weight $1-\epsilon$ in all, and the uniform density with weight $\epsilon$. It must be right for $\kappa=10^7$, in double precision. *Mind:* for unit vectors $\kappa(x\cdot y-1)=-\frac\kappa2\lVert x-y\rVert^2$, and one of the two loses all its digits.
+# - `kernel_nll` is the mean negative log-likelihood, on $S^2$, of a kernel density estimate: a vMF bump of concentration $\kappa$ on each training point, with weight $1-\epsilon$ in all, and the uniform density with weight $\epsilon$. It must be right for $\kappa=10^7$, for points that were once stored in single precision, as the airports are. *Mind:* for unit vectors $\kappa(x\cdot y-1)=-\frac\kappa2\lVert x-y\rVert^2$, but a vector that was rounded is no longer of length 1. Take the form with the distance.
 
 # %% nbgrader={"grade": false, "grade_id": "copies", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def share_of_copies(test, train, tolerance=1e-9):
@@ -682,8 +740,8 @@ check_kernel(5, 71)
 ### BEGIN HIDDEN TESTS
 check_kernel(300, 73)
 check_kernel(1, 75, epsilon=0.5)
-train = on_sphere(3, 1, 77)
-near = normalize(train + 1e-4 * torch.tensor([[1.0, -1.0, 0.5]], dtype=F64), dim=1)
+train = on_sphere(3, 1, 77).float().double()
+near = normalize(train + 1e-4 * torch.tensor([[1.0, -1.0, 0.5]], dtype=F64), dim=1).float().double()
 exact = 0.5 * 1e7 * (near - train).square().sum().item() - math.log(1e7 / (2 * math.pi)) - math.log(0.95)
 got = number(kernel_nll(train, near, 1e7), "kernel_nll")
 assert abs(got - exact) < 1e-3, f"kappa = 1e7, a test point very near: {got:.3f} nats, expected {exact:.3f}"

@@ -1,4 +1,4 @@
-# loses: 2
+# loses: 1
 def probes(z, generator):
     v = torch.randn(z.shape, dtype=z.dtype, generator=generator)
     return v * (math.sqrt(z.shape[1]) / v.norm(dim=1, keepdim=True))

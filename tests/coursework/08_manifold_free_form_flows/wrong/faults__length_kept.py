@@ -1,4 +1,4 @@
-# loses: 2
+# loses: 1
 def make_probe(z, noise):  # noqa: F811
     u = noise - (noise * z).sum(-1, keepdim=True) * z
     return math.sqrt(3) * u / u.norm(dim=-1, keepdim=True)

@@ -14,6 +14,5 @@ def torus_probe(z, noise):
 
 def rotation_probe(z, noise):
     """Tangent vectors at z, shapes (batch, 9)."""
-    x, u = z.unflatten(1, (3, 3)), noise.unflatten(1, (3, 3))
-    turned = u
-    return math.sqrt(3) * normalize((x @ (turned - turned.mT) / 2).flatten(1), dim=1)
+    u = noise.unflatten(1, (3, 3))
+    return math.sqrt(3) * normalize((u - u.mT).flatten(1), dim=1)
