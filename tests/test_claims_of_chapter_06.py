@@ -550,10 +550,10 @@ def _():
 
 @case("FFF-19")
 def _():
-    def changes(nets=None, q=None):
+    def changes(nets=None, q=None, base=None):
         torch.manual_seed(0)
         nets = nets or [egnn(4, 2, width=6, blocks=2, divisor=1) for _ in range(2)]
-        pair = FreeFormFlow(*nets, MeanFreeNormal(4, 2)).double()
+        pair = FreeFormFlow(*nets, base or MeanFreeNormal(4, 2)).double()
         x = torch.randn(50, 4, 2, dtype=F64, generator=source())
         x = x - x.mean(1, keepdim=True)
         q = torch.linalg.qr(torch.randn(2, 2, generator=source()).double())[0] if q is None else q
@@ -564,6 +564,6 @@ def _():
     torch.manual_seed(0)
     plain = [residual_mlp(8, width=16, depth=3) for _ in range(2)]
     return changes(), {
-        "networks without symmetry": changes(plain),
+        "networks without symmetry": changes(plain, base=StandardNormal([8])),
         "not a rotation": changes(q=torch.tensor([[1.2, 0.0], [0.0, 1 / 1.2]], dtype=F64)),
     }

@@ -54,4 +54,4 @@ class PoincareBall(Euclidean):
 
     def _log_exp_volume(self, radius: Tensor, n: int) -> Tensor:
         radius = radius.clamp_min(1e-4)  # below, sinh r / r is 1 to the last digit of single precision
-        return (n - 1) * (radius + torch.log1p(-(-2 * radius).exp()) - (2 * radius).log())
+        return (n - 1) * (radius + (-torch.expm1(-2 * radius)).log() - (2 * radius).log())

@@ -234,9 +234,10 @@ def model_integral(
     Raises:
         ValueError: if the volume is infinite, or the points are too few or off the manifold.
 
-    >>> from refimpl.free_form.manifolds import Sphere
+    >>> from refimpl.free_form import Sphere, Uniform
     >>> sphere = Sphere(2)
-    >>> model_integral(lambda x: -torch.full(x.shape[:-1], 4 * math.pi).log(), sphere.uniform([100]), sphere)
+    >>> integral, error = model_integral(Uniform(sphere).log_prob, sphere.uniform([100]), sphere)
+    >>> round(integral, 5), round(error, 5)
     (1.0, 0.0)
     """
     if not math.isfinite(manifold.volume):

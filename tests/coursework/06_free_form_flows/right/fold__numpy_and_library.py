@@ -1,5 +1,4 @@
 import numpy as np
-
 from refimpl.free_form import diagnose
 
 
