@@ -22,4 +22,3 @@ def examine(flow, x):
         "reconstruction": (x - flow.decode(z)).square().mean().item(),
         "mass": float(mass(flow.encode, -4, 4, 2000)),
     }
-

@@ -12,7 +12,6 @@ def preimages(f, z, low, high, steps):
     return (above[1:] != above[:-1]).sum(0)
 
 
-
 def examine(flow, x):
     z = flow.encode(x)
     log_prior = -0.5 * (z**2 + math.log(2 * math.pi)).flatten()
@@ -23,4 +22,3 @@ def examine(flow, x):
         "reconstruction": (x - flow.decode(z)).square().mean().item(),
         "mass": float(mass(flow.encode, -4, 4, 2000)),
     }
-

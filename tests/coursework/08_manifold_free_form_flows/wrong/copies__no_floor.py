@@ -10,5 +10,4 @@ def kernel_nll(train, test, kappa, epsilon=0.05):
     squares = torch.cdist(test, train, compute_mode="donot_use_mm_for_euclid_dist").square()
     log_scale = math.log(kappa / (2 * math.pi)) - math.log1p(-math.exp(-2 * kappa)) - math.log(len(train))
     bumps = torch.logsumexp(-0.5 * kappa * squares, 1) + log_scale + math.log(1 - epsilon)
-    floor = torch.full_like(bumps, math.log(epsilon / (4 * math.pi)))
     return -bumps.mean().item()

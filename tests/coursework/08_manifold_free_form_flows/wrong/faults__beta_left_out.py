@@ -1,10 +1,10 @@
 # loses: 1
-def make_probe(z, noise):  # noqa: F811
+def make_probe(z, noise):
     u = noise - (noise * z).sum(-1, keepdim=True) * z
     return math.sqrt(2) * u / u.norm(dim=-1, keepdim=True)
 
 
-def flow_loss(encoder, decoder, x, noise, beta):  # noqa: F811
+def flow_loss(encoder, decoder, x, noise, beta):
     x = x.detach().requires_grad_()
     z = project(encoder(x))
     v = make_probe(z.detach(), noise)
@@ -17,7 +17,7 @@ def flow_loss(encoder, decoder, x, noise, beta):  # noqa: F811
     return (math.log(4 * math.pi) - surrogate + (x - x1).square().sum(-1)).mean()
 
 
-def decoder_log_prob(encoder, decoder, x):  # noqa: F811
+def decoder_log_prob(encoder, decoder, x):
     sphere = Sphere(2)
     z = project(encoder(x))
     x1 = project(decoder(z))

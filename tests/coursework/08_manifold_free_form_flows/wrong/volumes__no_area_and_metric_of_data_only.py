@@ -7,7 +7,6 @@ def linear_log_det(matrix, x):
 def angular_gaussian(covariance, x):
     """log-density of the angular central Gaussian with this Lambda, shape (batch,)."""
     dim = x.shape[1]
-    log_area = math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
     square = (x * torch.linalg.solve(covariance, x.T).T).sum(1)
     return -0.5 * torch.logdet(covariance) - dim / 2 * square.log()
 
