@@ -39,6 +39,7 @@ if importlib.util.find_spec("refimpl") is None:  # for example on Colab: install
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 
 # %%
+import json
 import math
 import time
 from functools import partial
@@ -541,6 +542,29 @@ print(
 )
 
 # %% [markdown]
+# **What a step costs.** `python benchmarks/free_form.py` times a training step, loss and backward pass, beside that of a plain autoencoder (no likelihood), beside three ways to write the surrogate naively (forward mode by dual numbers, by `torch.func`, and a loop over samples), and beside the exact log-determinant by full Jacobians. **What to look for** in its record: which columns grow with the dimension $D$?
+
+# %%
+speed_record = runtime.results_dir() / "benchmarks" / "free_form.json"
+if not speed_record.exists():
+    say("No record here: run `python benchmarks/free_form.py`.")
+else:
+    speed = json.loads(speed_record.read_text())
+    columns = ["autoencoder", "refimpl", "dual numbers", "torch.func", "loop over samples", "exact"]
+    lines = [f"| networks | D | latents | {' | '.join(columns)} | ours / autoencoder | exact / ours |"]
+    lines.append("|---" * (len(columns) + 5) + "|")
+    for cell in (cell for cell in speed["cells"] if cell["probes"] == 1):
+        times = " | ".join(f"{cell['milliseconds'][c]:.1f}" for c in columns)
+        ends = f"{cell['ours_to_autoencoder']:.2f} | {cell['exact_to_ours']:.1f}"
+        lines.append(f"| {cell['kind']} | {cell['dim']} | {cell['latents']} | {times} | {ends} |")
+    about = f"{speed['time']}, {speed['threads']} thread(s) on {speed['device']}, PyTorch {speed['torch']}"
+    growth = ", ".join(f"{name} {speed['exponents'][name]:.2f}" for name in ("autoencoder", "refimpl", "exact"))
+    table = "\n".join(lines)
+    say(f"Milliseconds of {about}.\n\n{table}\n\nExponent in $D$ of the residual networks: {growth}.")
+
+# %% [markdown]
+# **What you saw.** The surrogate costs about as much again as the autoencoder's step, in every dimension; the exact determinant's price grows with $D$ until it is out of the question.
+#
 # ## Two moons, in nats
 #
 # `flow.log_prob` takes full Jacobians: exact, and cheap in two dimensions. There are *two* densities, and they coincide only for an inverse pair:
