@@ -8,6 +8,7 @@ import copy
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+import refimpl
 from refimpl import flows
 from refimpl.autodiff import log_det_jacobian
 from refimpl.flows import (
@@ -70,6 +72,7 @@ from refimpl.flows import (
     tarflow,
 )
 from refimpl.flows.gaussianization import MarginalGaussianization
+from refimpl.free_form.spherical import AngleBox
 
 F64 = torch.float64
 DIM, DIM_CONTEXT, SMALL = 4, 3, dict(width=16, depth=3)
@@ -199,6 +202,9 @@ CASES = {
     "Mixing[patches]": Case(lambda d, c: Mixing(couple(AffineMap())(4, c), 2, "patches"), (1, 4, 4), context=True),
     "mixer_flow": Case(lambda d, c: mixer_flow(1, 4, 2, 2, dim_context=c, **SMALL), (1, 4, 4), context=True),
     "Logit": Case(lambda d, c: Logit(event_ndim=1), **LOGIT),
+    "AngleBox": Case(
+        lambda d, c: AngleBox(d + 1, positive=True), box=(0.05, 1.5), domain=(0.0, math.pi / 2), tolerance=1e-9
+    ),
     "Logit[images]": Case(lambda d, c: Logit(), (1, 2, 2), **LOGIT),
     "Residual": Case(lambda d, c: Residual(d, lipschitz=0.7, dim_context=c, **SMALL), context=True),
     "Residual[series]": Case(
@@ -478,8 +484,8 @@ def test_flow_and_distribution(name):
 
 
 def bijections_of_the_package() -> set[type]:
-    """Every subclass of Bijection that a module of refimpl.flows defines."""
-    for module in pkgutil.iter_modules(flows.__path__, "refimpl.flows."):
+    """Every subclass of Bijection that a module of refimpl defines."""
+    for module in pkgutil.walk_packages(refimpl.__path__, "refimpl."):
         importlib.import_module(module.name)
     found, todo = set(), [Bijection]
     while todo:

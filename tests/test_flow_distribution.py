@@ -1,7 +1,9 @@
 """A flow as a torch.distributions object: shapes, broadcasting, composition, and Pyro's inference with it; the bases."""
 
 import functools
+import importlib
 import math
+import pkgutil
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+import refimpl
 from refimpl.flows import (
     AffineMap,
     Base,
@@ -30,6 +33,7 @@ from refimpl.flows import (
     StudentT,
     coupling_flow,
 )
+from refimpl.free_form import LatentMixture
 
 F64 = torch.float64
 
@@ -315,7 +319,12 @@ BASES = {
     "StandardNormal": lambda: StandardNormal([2]),
     "RadialMixture": lambda: RadialMixture(2, 3),
     "StudentT": lambda: StudentT([3.0, math.inf]),
+    "LatentMixture": lambda: LatentMixture(
+        torch.tensor([0.3, 0.7]), torch.tensor([[2.0, 0.0], [-1.0, 1.0]]), torch.tensor([[[1.0, 0.6], [0.6, 2.0]]] * 2)
+    ),
 }
+# Not densities on all of R^dim: tests/test_egnn.py and tests/test_manifold_flow.py integrate them where they live.
+ON_MANIFOLDS = {"MeanFreeNormal", "Uniform", "VonMisesFisherMixture", "WrappedNormalMixture"}
 
 
 def base(name: str) -> Base:
@@ -327,7 +336,10 @@ def base(name: str) -> Base:
 
 
 def test_every_base_is_here():
-    assert {kind.__name__ for kind in Base.__subclasses__() if kind.__module__.startswith("refimpl.")} == set(BASES)
+    for module in pkgutil.walk_packages(refimpl.__path__, "refimpl."):
+        importlib.import_module(module.name)
+    found = {kind.__name__ for kind in Base.__subclasses__() if kind.__module__.startswith("refimpl.")}
+    assert found == set(BASES) | ON_MANIFOLDS
 
 
 @pytest.mark.parametrize("name", BASES)
