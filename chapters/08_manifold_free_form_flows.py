@@ -952,16 +952,16 @@ claim("MFF-17", verdict["sphere"]["decoder"] - matching_gap)
 
 # %%
 line = torch.linspace(-1.02, 1.02, 110)
-right, up = torch.meshgrid(line, line, indexing="xy")
-depth = (1 - right**2 - up**2).clamp_min(0).sqrt()
-visible = right**2 + up**2 < 1
+across, up = torch.meshgrid(line, line, indexing="xy")
+depth = (1 - across**2 - up**2).clamp_min(0).sqrt()
+visible = across**2 + up**2 < 1
 stages = sorted(history)
 
 
 def show_globe(longitude, stage):
     turn = math.radians(longitude)
     seen = torch.stack(
-        [depth * math.cos(turn) - right * math.sin(turn), depth * math.sin(turn) + right * math.cos(turn), up], -1
+        [depth * math.cos(turn) - across * math.sin(turn), depth * math.sin(turn) + across * math.cos(turn), up], -1
     )
     at = to_degrees(seen + 1e-9)
     row = ((at[..., 0] + 90) / 180 * POINTS["map"]).long().clamp(0, POINTS["map"] - 1)

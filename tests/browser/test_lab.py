@@ -11,7 +11,7 @@ from browser_support import PATIENCE, SCREENSHOTS, Lab
 
 pytestmark = pytest.mark.browser
 
-CHAPTERS = ["chapters/02_paths_between_minima.ipynb", "chapters/07_injective_flows.ipynb"]
+CHAPTERS = ["chapters/02_paths_between_minima.ipynb", "chapters/08_manifold_free_form_flows.ipynb"]
 HANDLE = ".jp-OutputArea .widget-slider .noUi-handle"
 KERNEL_IDLE = """() => {
   const session = window.jupyterapp.shell.currentWidget?.sessionContext;
