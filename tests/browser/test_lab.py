@@ -134,9 +134,9 @@ def test_chapter_runs_and_its_slider_redraws(lab, open_page, chapter):
     drag(page, area)
     page.wait_for_function(REDRAWN, arg=before, timeout=PATIENCE * 1000)
     print(f"the picture changed {time.monotonic() - start:.2f} s after the slider was taken")
-    area.locator(".widget-output img").first.scroll_into_view_if_needed()
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(2000)  # one move makes several pictures, each in place of the one before
     page.wait_for_function(KERNEL_IDLE)
+    area.locator(".widget-output img").first.scroll_into_view_if_needed()
     assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
     assert "Traceback" not in area.inner_text()  # an error in a control's picture has no type of its own
     assert not [error for error in witness.errors if error.startswith("uncaught")], witness.errors
