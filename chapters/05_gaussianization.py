@@ -880,7 +880,7 @@ else:
 
 
 # %% [markdown]
-# **What you saw.** Fitting and applying the maps grow like $D$; turning the points is a product of matrices, which grows like $D^2$ and overtakes only in a thousand dimensions.
+# **What you saw.** Fitting and applying the maps grow like $D$; turning the points is a product of matrices, which grows like $D^2$; in a thousand dimensions it costs more than applying the maps, and still less than fitting them.
 #
 # ## Play
 #
