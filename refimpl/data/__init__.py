@@ -5,6 +5,7 @@ from refimpl.data.digits import digits
 from refimpl.data.earth import earth, repeated
 from refimpl.data.molecules import DoubleWell, LennardJones, ParticleSystem, dw4, lj13, lj55
 from refimpl.data.monte_carlo import anneal, effective_draws, metropolis, rank_normalise, split_r_hat
+from refimpl.data.normal_mixture import NormalMixture
 from refimpl.data.signals import flower, grid, radial_noise, sum_of_sines
 from refimpl.data.simulators import SLCP, GaussianLinear, GaussianMixtureTask, TwoMoons
 from refimpl.data.sphere import airports, from_degrees, split_points, to_degrees
@@ -17,6 +18,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianMixtureTask",
     "LennardJones",
+    "NormalMixture",
     "ParticleSystem",
     "SLCP",
     "TwoMoons",
