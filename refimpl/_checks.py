@@ -33,6 +33,14 @@ def check_numbers(
         )
 
 
+def image_shape(shape: Any) -> tuple[int, int, int]:
+    """(channels, height, width); raise ValueError unless ``shape`` is that, or (height, width)."""
+    if not isinstance(shape, Sequence) or len(shape) not in (2, 3):
+        raise ValueError(f"shape: got {shape!r}, expected (height, width) or (channels, height, width)")
+    check_sizes(**{f"shape[{i}]": n for i, n in enumerate(shape)})
+    return (*[1] * (3 - len(shape)), *shape)
+
+
 def check_tensor(name: str, value: Any, shape: str, like: Tensor | None = None) -> None:
     """Raise TypeError or ValueError unless ``value`` is a finite floating-point tensor of that shape.
 

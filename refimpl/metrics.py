@@ -1,7 +1,7 @@
-"""How far two samples, or a sample and a distribution, are apart.
+"""How far two samples are apart, and how far an image is from the truth.
 
-All distances here compare samples only, so they score any generator; none needs a density. They live in the units of
-the data: bring features to comparable scales first.
+All distances of samples compare samples only, so they score any generator; none needs a density. They live in the units
+of the data: bring features to comparable scales first.
 """
 
 import math
@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["frechet_distance", "median_bandwidth", "mmd_squared", "sliced_wasserstein"]
+from refimpl._checks import check_positive, image_shape
+
+__all__ = ["frechet_distance", "median_bandwidth", "mmd_squared", "psnr", "sliced_wasserstein", "ssim"]
 
 
 def _check_samples(x: Tensor, y: Tensor, at_least: int) -> None:
@@ -186,3 +188,85 @@ def frechet_distance(x: Float[Tensor, "..."], y: Float[Tensor, "..."]) -> Float[
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return distance.clamp_min(0).to(x.dtype)
+
+
+def psnr(
+    x: Float[Tensor, "... dim"], truth: Float[Tensor, "... dim"], *, data_range: float | int = 2.0
+) -> Float[Tensor, "..."]:
+    """Peak signal-to-noise ratio in decibel, 10 log10(data_range^2 / mean squared error), of each image.
+
+    Args:
+        x, truth: images as rows of pixels, whose batch dimensions broadcast.
+        data_range: largest minus smallest value that a pixel can have; 2 for pixels in [-1, 1].
+
+    Returns:
+        One number an image, infinite where both are equal. Average it over images, not the errors before the logarithm.
+
+    Raises:
+        ValueError: if the numbers of pixels differ or `data_range` is not positive.
+
+    >>> psnr(torch.tensor([0.0, 0.2]), torch.tensor([0.2, 0.0]))
+    tensor(20.)
+    """
+    check_positive("data_range", data_range)
+    _check_pixels(x, truth)
+    return 10 * torch.log10(data_range**2 / (x - truth).square().mean(-1))
+
+
+def ssim(
+    x: Float[Tensor, "... dim"],
+    truth: Float[Tensor, "... dim"],
+    shape: Sequence[int],
+    *,
+    data_range: float | int = 2.0,
+    std: float | int = 1.5,
+) -> Float[Tensor, "..."]:
+    """Structural similarity of each image: agreement of local means, contrasts and patterns, 1 if both are equal.
+
+    With means, variances and the covariance under a Gaussian window around each pixel, the product of
+    (2 m_x m_y + c_1) / (m_x^2 + m_y^2 + c_1) and (2 s_xy + c_2) / (s_x^2 + s_y^2 + c_2), averaged over all pixels whose
+    window lies inside the image, and over channels; c_1 = (0.01 data_range)^2, c_2 = (0.03 data_range)^2.
+
+    Args:
+        x, truth: images as rows of pixels, whose batch dimensions broadcast.
+        shape: (height, width) or (channels, height, width) of the images.
+        data_range: largest minus smallest value that a pixel can have; 2 for pixels in [-1, 1].
+        std: of the window in pixels, which ends 3.5 of them from its centre: 1.5 means 11 x 11 pixels (the usual
+            choice), 0.8 means 7 x 7 (for images as small as 8 x 8).
+
+    Raises:
+        ValueError: if shapes do not fit, a number is not positive, or the window is larger than the image.
+
+    Source: Wang, Bovik, Sheikh, Simoncelli 2004 (IEEE Transactions on Image Processing 13), Eq. (13) to (16).
+
+    >>> x = torch.rand(16 * 16, generator=torch.Generator().manual_seed(0))
+    >>> ssim(x, x, (16, 16)), ssim(x, 1 - x, (16, 16)) < 0
+    (tensor(1.), tensor(True))
+    """
+    check_positive("data_range", data_range)
+    check_positive("std", std, "pixels")
+    channels, height, width = image_shape(shape)
+    _check_pixels(x, truth)
+    if x.shape[-1] != channels * height * width:
+        raise ValueError(f"x: got {x.shape[-1]} pixels, expected {channels * height * width} for images {tuple(shape)}")
+    reach = int(3.5 * std + 0.5)
+    if 2 * reach + 1 > min(height, width):
+        raise ValueError(f"std: got {std}, a window of {2 * reach + 1} pixels, expected one inside {height} x {width}")
+    places = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    weights = torch.softmax(-places.square() / (2 * std**2), 0)
+
+    def local_mean(rows: Tensor) -> Tensor:
+        images = rows.unflatten(-1, (channels, height, width))
+        return images.unfold(-1, len(weights), 1).matmul(weights).unfold(-2, len(weights), 1).matmul(weights)
+
+    mean_x, mean_y = local_mean(x), local_mean(truth)
+    variances = local_mean(x.square()) - mean_x.square() + local_mean(truth.square()) - mean_y.square()
+    covariance = local_mean(x * truth) - mean_x * mean_y
+    c_1, c_2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    lightness = (2 * mean_x * mean_y + c_1) / (mean_x.square() + mean_y.square() + c_1)
+    return (lightness * (2 * covariance + c_2) / (variances + c_2)).mean((-3, -2, -1))
+
+
+def _check_pixels(x: Tensor, truth: Tensor) -> None:
+    if x.ndim == 0 or truth.ndim == 0 or x.shape[-1] != truth.shape[-1]:
+        raise ValueError(f"truth: got shape {tuple(truth.shape)}, expected as many pixels as x, {tuple(x.shape)}")

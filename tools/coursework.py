@@ -230,25 +230,26 @@ def blank_sheet(root: Path, scratch: Path, name: str) -> str:
 
 def roundtrip(args: argparse.Namespace) -> int:
     """Grade the made-up submissions of the sheets, print a table a sheet and what is not as it must be."""
-    problems = []
+    problems, plans = [], []
     with tempfile.TemporaryDirectory() as folder, pool(args.jobs, Path(folder)) as workers:
         for name in sheets(args.root, args.numbers):
             base = Path(folder) / name
             sheet = read_sheet(args.root / "solutions" / name / f"{name}.ipynb")
             todo, found = submissions(args.root, sheet, blank_sheet(args.root, base, name), args.each)
-            found = sheet.problems + found
-            one = functools.partial(grade, args.root, base, name, timeout=args.timeout)
-            done = workers.map(one, [s.student for s in todo], [s.notebook for s in todo])
+            one = functools.partial(workers.submit, grade, args.root, base, name, timeout=args.timeout)
+            plans.append((sheet, todo, sheet.problems + found, [one(s.student, s.notebook) for s in todo]))
+        for sheet, todo, found, done in plans:
             head = [f"{t.id}/{t.points:g}" for t in sheet.tasks.values()]
             widths = [max(8, len(h)) for h in head]
             first = max(len(s.student) for s in todo)
-            print(f"{name}: {sheet.automatic:g} automatic points")
+            print(f"{sheet.name}: {sheet.automatic:g} automatic points")
             print(line("", head, widths, first, "seconds"))
-            for submission, graded in zip(todo, done, strict=True):
+            for submission, future in zip(todo, done, strict=True):
+                graded = future.result()
                 row, wrong = judge(sheet, submission, graded)
                 print(line(submission.student, row, widths, first, f"{graded.seconds:.1f}"), flush=True)
                 found += wrong
-            problems += [f"{name}: {x}" for x in found]
+            problems += [f"{sheet.name}: {x}" for x in found]
     return report(problems, "round trip")
 
 

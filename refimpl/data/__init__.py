@@ -6,6 +6,7 @@ from refimpl.data.earth import earth, repeated
 from refimpl.data.molecules import DoubleWell, LennardJones, ParticleSystem, dw4, lj13, lj55
 from refimpl.data.monte_carlo import anneal, effective_draws, metropolis, rank_normalise, split_r_hat
 from refimpl.data.normal_mixture import NormalMixture
+from refimpl.data.patches import dead_leaves, photograph_patches
 from refimpl.data.signals import flower, grid, radial_noise, sum_of_sines
 from refimpl.data.simulators import SLCP, GaussianLinear, GaussianMixtureTask, TwoMoons
 from refimpl.data.sphere import airports, from_degrees, split_points, to_degrees
@@ -27,6 +28,7 @@ __all__ = [
     "anneal",
     "augment",
     "cifar",
+    "dead_leaves",
     "digits",
     "dw4",
     "earth",
@@ -39,6 +41,7 @@ __all__ = [
     "metropolis",
     "moons",
     "on_torus",
+    "photograph_patches",
     "radial_noise",
     "rank_normalise",
     "repeated",

@@ -102,9 +102,6 @@ class NormalMixture:
 
     def _parts(self, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whitened deviations Q_k^T (x - a m_k), variances a^2 lambda_k + b^2, log responsibilities not normalised."""
-        if not isinstance(x, Tensor) or x.shape[-1:] != (self.dim,):
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x: got {got}, expected a tensor of shape (..., {self.dim})")
         a, b = a.unsqueeze(-1), b.unsqueeze(-1)  # one more dimension, for the components
         turned = torch.einsum("...i,kij->...kj", x, self.eigenvectors) - a * self._rotated_means
         variances = a.square() * self.eigenvalues + b.square()
@@ -112,6 +109,9 @@ class NormalMixture:
         return turned, variances, log + self.log_weights
 
     def _coefficients(self, x: Tensor, a: Tensor | float | int, b: Tensor | float | int) -> tuple[Tensor, Tensor]:
+        if not isinstance(x, Tensor) or x.dtype != self.means.dtype or x.shape[-1:] != (self.dim,):
+            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x: got {got}, expected {self.means.dtype} (..., {self.dim})")
         a, b = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (a, b))
         return (a if a.ndim else a.reshape(1)), (b if b.ndim else b.reshape(1))
 

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from refimpl.data import NormalMixture
 from refimpl.diffusion.process import NoiseProcess, as_time
 
-__all__ = ["KINDS", "DiffusionModel", "convert"]
+__all__ = ["KINDS", "DiffusionModel", "check_process", "convert", "exact_model", "target_of"]
 
 KINDS = ("data", "noise", "score", "v", "velocity")
 
@@ -73,7 +74,35 @@ def _mixture(kind: str, t: Tensor, a: Tensor, b: Tensor, process: NoiseProcess) 
     """p and q of p x_0 + q n."""
     if kind == "velocity":
         return process.rates(t)
-    return {"data": (1.0, 0.0), "noise": (0.0, 1.0), "v": (-b, a)}[kind]
+    return {"data": (1.0, 0.0), "noise": (0.0, 1.0), "v": (-b, a), "score": (0.0, -1 / b)}[kind]
+
+
+def target_of(
+    kind: str,
+    x0: Float[Tensor, "*batch dim"],
+    noise: Float[Tensor, "*batch dim"],
+    t: Tensor | float | int,
+    process: NoiseProcess,
+) -> Float[Tensor, "*batch dim"]:
+    """What a network of this kind is trained on: p x_0 + q n (see `convert`) for known data and noise.
+
+    >>> from refimpl.diffusion.process import FlowPath
+    >>> target_of("velocity", torch.tensor([3.0]), torch.tensor([1.0]), 0.5, FlowPath())
+    tensor([2.])
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {KINDS}")
+    t = as_time(t, x0)
+    p, q = _mixture(kind, t, *process.coefficients(t), process)
+    return p * x0 + q * noise
+
+
+def check_process(process: NoiseProcess, network: Callable = len) -> None:
+    """Raise TypeError unless the process is one, and the network can be called."""
+    if not callable(network):
+        raise TypeError(f"network: got {type(network).__name__}, expected a function of (x, t)")
+    if not isinstance(process, NoiseProcess):
+        raise TypeError(f"process: got {type(process).__name__}, expected a NoiseProcess such as VP()")
 
 
 class DiffusionModel(nn.Module):
@@ -83,7 +112,7 @@ class DiffusionModel(nn.Module):
         network: called as network(x, t), or network(x, t, context) if there is a context, with x (*batch, dim) and t
             (*batch, 1); returns (*batch, dim). May be any function, such as an exact denoiser.
         process: how the states are made.
-        predicts: which of `KINDS` the network predicts.
+        predicts: which of `KINDS` the network predicts; what its own attribute `predicts` says, or else noise, if None.
 
     Attributes:
         calls: network evaluations, of a whole batch each, since `reset_counts()`.
@@ -95,14 +124,13 @@ class DiffusionModel(nn.Module):
     (tensor([-1.]), 1)
     """
 
-    def __init__(self, network: Callable, process: NoiseProcess, predicts: str = "noise"):
+    def __init__(self, network: Callable, process: NoiseProcess, predicts: str | None = None):
         super().__init__()
-        if not callable(network):
-            raise TypeError(f"network: got {type(network).__name__}, expected a function of (x, t)")
-        if not isinstance(process, NoiseProcess):
-            raise TypeError(f"process: got {type(process).__name__}, expected a NoiseProcess such as VP()")
-        if predicts not in KINDS:
-            raise ValueError(f"predicts: got {predicts!r}, expected one of {KINDS}")
+        check_process(process, network)
+        own = getattr(network, "predicts", None)
+        predicts = predicts or own or "noise"
+        if predicts not in KINDS or (own in KINDS and predicts != own):
+            raise ValueError(f"predicts: got {predicts!r}, expected one of {(own,) if own in KINDS else KINDS}")
         self.network, self.process, self.predicts = network, process, predicts
         self.reset_counts()
 
@@ -156,3 +184,14 @@ class DiffusionModel(nn.Module):
         own = self(x, t, None, context)
         both = (convert(own, x, t, self.process, source=self.predicts, target=kind) for kind in ("data", "noise"))
         return tuple(both)
+
+
+def exact_model(p: NormalMixture, process: NoiseProcess) -> DiffusionModel:
+    """The model that a perfect network would be: E[x_0 | x_t] of a mixture, in its dtype.
+
+    >>> from refimpl.diffusion.process import VP
+    >>> p = NormalMixture(torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.01))
+    >>> exact_model(p, VP()).data(torch.tensor([0.0]), 0.5)
+    tensor([0.])
+    """
+    return DiffusionModel(lambda x, t: p.denoise(x, *process.coefficients(t)), process, predicts="data")

@@ -50,6 +50,16 @@ class NoiseProcess:
         (a, b), (da, db) = self.coefficients(t), self.rates(t)
         return (2 * b * (db - b * da / a)).abs()
 
+    def time_of(self, sigma: Tensor | float | int) -> Float[Tensor, "*any"]:
+        """When noise per data is this much, by bisection in float64; at most what it is at `noise_time`."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float64)
+        low, high = torch.full_like(sigma, self.data_time), torch.full_like(sigma, self.noise_time)
+        for _ in range(64):
+            middle = (low + high) / 2
+            below = self.sigma(middle) < sigma
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return high
+
     def add_noise(
         self, x0: Float[Tensor, "*batch dim"], noise: Float[Tensor, "*batch dim"], t: Tensor | float | int
     ) -> Float[Tensor, "*batch dim"]:
@@ -140,6 +150,9 @@ class DDPM(NoiseProcess):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         raise TypeError("process: DDPM is a chain without rates; use VP, its limit in continuous time")
 
+    def time_of(self, sigma: Tensor | float | int) -> Float[Tensor, "*any"]:
+        raise TypeError("process: DDPM is a chain without levels in between; use VP, its limit in continuous time")
+
     def times(self, num_steps: int) -> Float[Tensor, " n"]:
         """num_steps + 1 whole times, as even as they can be."""
         check_sizes(num_steps=num_steps)
@@ -192,6 +205,9 @@ class EDM(NoiseProcess):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), torch.ones_like(t)
+
+    def time_of(self, sigma: Tensor | float | int) -> Float[Tensor, "*any"]:
+        return torch.as_tensor(sigma, dtype=torch.float64)
 
     def times(self, num_steps: int) -> Float[Tensor, " n"]:
         """num_steps levels, evenly spaced in sigma^(1/rho), and 0."""

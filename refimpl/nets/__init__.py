@@ -7,6 +7,8 @@ from refimpl.nets.mlp import mlp
 from refimpl.nets.residual import ResidualMLP, residual_mlp
 from refimpl.nets.siren import Sine, siren
 from refimpl.nets.stack import Stack
+from refimpl.nets.timed import TimedMLP, timed_mlp
+from refimpl.nets.unet import UNet, unet
 
 __all__ = [
     "BasicBlock",
@@ -14,6 +16,8 @@ __all__ = [
     "ResidualMLP",
     "Sine",
     "Stack",
+    "TimedMLP",
+    "UNet",
     "cnn",
     "densenet",
     "egnn",
@@ -21,4 +25,6 @@ __all__ = [
     "residual_mlp",
     "resnet",
     "siren",
+    "timed_mlp",
+    "unet",
 ]
