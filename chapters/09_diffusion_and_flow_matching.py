@@ -1043,7 +1043,7 @@ say(f"Recognised of the held-out digits: {100 * judge.score(pixels[test].cpu().n
 claim("DIF-12", variety(sheets["exact", 4.0]) / variety(sheets["exact", 1.0]))
 
 # %% [markdown]
-# **What you saw.** Recognition rises to the last digit, the Fréchet distance gets worse by a factor, as the FID does in the papers. But the variance within a class does *not* fall, and the claim, as we declared it, does not hold. Look at the pixels: guidance drives them out of $[-1,1]$, into regions without data, where nothing stops them and differences grow along with everything else. Clamped to the range, as image samplers do, the variety does fall, if less than our criterion asked for. In one dimension, with equal widths, spread had to shrink. In many, where the class is wider than the whole is *relative to its other directions*, the guided precision $wS_c^{-1}-(w-1)S^{-1}$ ($S_c$, $S$: covariances with and without label) can be smaller than $S_c^{-1}$, and the samples spread. [The next chapter](10_guidance_by_variational_control.ipynb) asks what the right correction would be.
+# **What you saw.** Recognition rises to the last digit, the Fréchet distance gets worse by a factor, as the FID does in the papers. But the variance within a class does *not* fall, and the claim, as we declared it, does not hold. Look at the pixels: guidance drives them out of $[-1,1]$, into regions without data, where nothing stops them and differences grow along with everything else. Clamped to the range, as image samplers do, the variety does fall, if less than our criterion asked for. On the line, where both classes were equally wide, spread had to shrink. In general, with Gaussians of covariances $S_c$ (class) and $S$ (all), the guided score $-(w S_c^{-1}-(w-1)S^{-1})\,x+\dots$ is that of the precision $S_c^{-1}+(w-1)(S_c^{-1}-S^{-1})$: narrower where the class is narrower than the whole, *wider* where it is wider. Every digit has such directions, and in some of them this precision is even negative at $w=4$: a law with this score does not exist. [The next chapter](10_guidance_by_variational_control.ipynb) asks what the right correction would be.
 #
 # ### Flow matching: a loss without a simulation
 #
@@ -1593,7 +1593,7 @@ say(
 
 
 # %% [markdown]
-# The target of the second is a point of another trajectory, so what agrees best at high noise is an average; it does not get better with time. 
+# The target of the second is a point of another trajectory, so what agrees best at high noise is an average.
 #
 # ## At full size
 #

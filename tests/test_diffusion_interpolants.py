@@ -129,11 +129,23 @@ def test_more_epsilon_forgets_more_of_the_start():
     assert kept[0] > kept[1] + 0.1 > kept[2] + 0.2
 
 
-def test_the_ode_is_the_monotone_map_and_second_order():
+def test_the_ode_is_the_monotone_map_and_first_order():
     x0 = normal(100, 1)
     errors = [(interpolant_sde(velocity, score, x0, n) - (MEAN + STD * x0)).abs().mean() for n in (50, 100, 200)]
     assert errors[0] < 0.01
     assert errors[0] > 1.7 * errors[1] > 2.9 * errors[2]
+
+
+def test_fields_are_asked_in_the_middle_of_each_step_and_never_at_the_ends():
+    asked = []
+
+    def field(x, t):
+        asked.append(t[0, 0].item())
+        return torch.full_like(x, t[0, 0].item())
+
+    x = interpolant_sde(field, field, torch.zeros(2, 1, dtype=F64), 4)
+    assert asked == [0.125, 0.375, 0.625, 0.875]
+    torch.testing.assert_close(x, torch.full((2, 1), 0.5, dtype=F64))
 
 
 def test_the_same_generator_gives_the_same_path_and_no_noise_none():

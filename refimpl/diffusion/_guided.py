@@ -100,7 +100,6 @@ def guided_sampler(step: Callable) -> Callable:
 
     ahead = list(inspect.signature(sampler, follow_wrapped=False).parameters.values())[:-1]
     sampler.__signature__ = inspect.Signature([*ahead, *(p for p in own if p.name != "generator")])
-    sampler.__name__ = sampler.__qualname__ = step.__name__.removesuffix("_step")
     del sampler.__wrapped__
     sampler.step = step
     return sampler

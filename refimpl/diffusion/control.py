@@ -4,9 +4,9 @@ Guided trajectories q and those of the model p bound the evidence (Pandey et al.
 
     -log p(y) <= E_q[-log p(y | x_0)] + sum over steps of E_q KL(q(x_s | x_t, u_t) || p(x_s | x_t)).
 
-Made greedy, with x_hat in place of x_0, each step chooses its own control u. In DDIM's step the control x_t + gamma u moves
-the mean by k gamma u + c d, where d is the change of the predicted noise; the KL is |.|^2 / (2 c1^2) of it, and NDTM
-penalises the two terms on their own.
+Made greedy, with x_hat in place of x_0, each step chooses its own control u. In DDIM's step the control x_t + gamma u
+moves the mean by k gamma u + c d, where d is the change of the predicted noise; the KL is |.|^2 / (2 c1^2) of it, and
+NDTM penalises the two terms on their own.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,11 +53,11 @@ def control_weights(
     """Weights of |gamma u|^2 and of |change of the noise|^2 in NDTM's cost.
 
     Args:
-        scheme: "theory", k^2 and c^2 from the bound on the KL with its factor 1 / c1^2 dropped; "ddim" and "ddpm", as in the
-            authors' code, where the first has gamma^2 / k^2 for DDIM and gamma^2 k^2 for the ancestral step, whose c is
-            that of eta = 1; "zero"; or a number, which weighs the first term only.
+        scheme: "theory", k^2 and c^2 from the bound on the KL with its factor 1 / c1^2 dropped; "ddim" and "ddpm", as
+            in the authors' code, where the first has gamma^2 / k^2 for DDIM and gamma^2 k^2 for the ancestral step,
+            whose c is that of eta = 1; "zero"; or a number, which weighs the first term only.
         process, t, s, eta: the step.
-        gamma: strength of the control; the authors' code multiplies by gamma^2 twice, so that u is penalised by gamma^4.
+        gamma: strength of the control; the authors' code has gamma^2 twice, so that u is penalised by gamma^4.
 
     Source: Pandey et al. 2025 (arXiv 2502.03686), Section 3, and the code published with it.
     """
@@ -94,9 +94,9 @@ def ndtm_step(
 ) -> Float[Tensor, "*batch dim"]:
     """One step of NDTM: a few steps of gradient descent on u from 0, then DDIM from x_t + gamma u.
 
-    The cost of a chain is w |y - h(x_hat)|^2 + weights of `control_weights` times |gamma u|^2 and |noise(x_t + gamma u) -
-    noise(x_t)|^2, or with "kl" instead the exact KL (where it is infinite, in steps without noise, u stays 0).
-    The settings are those of `ndtm`, with lr that of this step.
+    The cost of a chain is w |y - h(x_hat)|^2 + weights of `control_weights` times |gamma u|^2 and |noise(x_t + gamma u)
+    - noise(x_t)|^2, or with "kl" instead the exact KL (where it is infinite, in steps without noise, u stays 0). The
+    settings are those of `ndtm`, with lr that of this step.
     """
     check_sizes(inner_steps=inner_steps)
     check_not_negative(lr=lr, gamma=gamma)
@@ -153,7 +153,8 @@ def ndtm(
 ) -> Float[Tensor, "*path dim"]:
     """Variational control: guidance by a shift of the network's input, found by a few inner steps at every noise level.
 
-    n steps cost n (inner_steps + 2) calls (+ 1 where the change of the noise has no weight) and n inner_steps pullbacks.
+    n steps cost n (inner_steps + 2) calls, or n (inner_steps + 1) where the change of the noise has no weight, and
+    n inner_steps pullbacks.
     Adam's first step is lr times a sign, whatever the weights: lr is in units of x, and must fit the scale of the data.
     With inner_steps = 1 no penalty acts, as their gradients at u = 0 are 0.
 

@@ -1,4 +1,4 @@
-"""Guidance on one Gaussian number, without sampling error: every method's step is affine, so mean and variance follow."""
+"""Guidance on one Gaussian number, without sampling error: every step is affine, so mean and variance follow."""
 
 from collections.abc import Sequence
 

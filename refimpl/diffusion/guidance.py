@@ -6,8 +6,8 @@ x_hat(x_t) = E[x_0 | x_t], which the network gives, and ask how well *it* explai
 
 A sampler is called as sampler(model, measurement, x, times, *, generator=None, return_path=False, **settings): x are
 initial states (*chains, *problems, dim), times run from noise to data, and the result are the final states (the whole
-path (n + 1, *x.shape) on demand). Every chain is guided by itself: nothing is averaged over the batch. `sampler.step`
-is one step, with its noise given.
+path (n + 1, *x.shape) on demand). Every chain is guided by itself: nothing is averaged over the batch. Each is written
+as its step, from t to s with given noise; the decorator makes the sampler of it, and keeps it as `sampler.step`.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,27 +32,25 @@ __all__ = [
     "METHODS",
     "classifier",
     "dps",
-    "dps_bayes",
     "exact_log_likelihood",
     "freedom",
     "guided_start",
     "mpgd",
-    "pigdm",
     "sample_posterior",
-    "tmpd",
     "unguided",
 ]
 
 
-@torch.no_grad()
-def unguided_step(
+@guided_sampler
+def unguided(
     model: DiffusionModel, measurement: Measurement, x: State, t: Time, s: Time, noise: State, *, eta: Number = 1.0
 ) -> State:
     """One DDIM step that does not look at the measurement: samples of the prior. Calls the network once."""
     return ddim_step(*model.data_and_noise(x, t), model.process, t, s, eta, noise)
 
 
-def classifier_step(
+@guided_sampler
+def classifier(
     model: DiffusionModel,
     measurement: Measurement,
     x: State,
@@ -67,18 +65,19 @@ def classifier_step(
     """Guidance by a known or learned log p(y | x_t): exact for the exact one and scale 1. One call, no pullback.
 
     Args:
-        log_likelihood: function of (x, t), t of shape (*batch, 1), returning (*batch,), up to a constant; such as that of
-            `exact_log_likelihood`, or of a classifier that was trained on noisy states.
+        log_likelihood: function of (x, t), t of shape (*batch, 1), returning (*batch,), up to a constant; such as that
+            of `exact_log_likelihood`, or of a classifier that was trained on noisy states.
         scale: 1 for Bayes' rule; above, samples are sharper, but of no law that could be named.
         eta: stochasticity, 0 (DDIM) to 1 (ancestral).
 
     Source: Dhariwal and Nichol 2021 (arXiv 2105.05233), Algorithm 2; Song et al. 2021 (arXiv 2011.13456), Eq. (14).
     """
     guided = classifier_guided(model, log_likelihood, scale)
-    return unguided_step(guided, measurement, x, t, s, noise, eta=eta)
+    return unguided.step(guided, measurement, x, t, s, noise, eta=eta)
 
 
-def dps_step(
+@guided_sampler
+def dps(
     model: DiffusionModel,
     measurement: Measurement,
     x: State,
@@ -107,7 +106,8 @@ def dps_step(
     return ddim_step(bounded(x0, clamp), n, model.process, t, s, eta, noise) - scale * gradient / (2 * norm)
 
 
-def mpgd_step(
+@guided_sampler
+def mpgd(
     model: DiffusionModel,
     measurement: Measurement,
     x: State,
@@ -138,7 +138,8 @@ def mpgd_step(
     return ddim_step(bounded(x0 - scale * gradient, clamp), n, model.process, t, s, eta, noise)
 
 
-def freedom_step(
+@guided_sampler
+def freedom(
     model: DiffusionModel,
     measurement: Measurement,
     x: State,
@@ -168,10 +169,6 @@ def freedom_step(
             x = a / a_s * x + (b.square() - (a / a_s * b_s).square()).clamp_min(0).sqrt() * back
     return x
 
-
-unguided, classifier, dps, mpgd, freedom = map(
-    guided_sampler, (unguided_step, classifier_step, dps_step, mpgd_step, freedom_step)
-)
 
 METHODS = {"unguided": unguided, "exact": classifier, "classifier": classifier, "dps": dps, "dps_bayes": dps_bayes}
 METHODS |= {"pigdm": pigdm, "tmpd": tmpd, "mpgd": mpgd, "freedom": freedom}

@@ -1,8 +1,9 @@
 """Guidance with a normal p(y | x_t): N(y; h(x_hat), H Cov H^T + std^2 I), for three covariances of x_0 given x_t.
 
-0 (DPS with the weight of Bayes' rule), one number times I (PiGDM), and the right one (TMPD). H is the operator's matrix; a
-non-linear operator is linearised at x_hat, which the papers of the last two do not do. All three are gradients of log
-N(y; ...) in x_t with the covariance held fixed, added to the score. They are samplers as in `refimpl.diffusion.guidance`.
+0 (DPS with the weight of Bayes' rule), one number times I (PiGDM), and the right one (TMPD). H is the operator's
+matrix; a non-linear operator is linearised at x_hat, which the papers of the last two do not do. All three are
+gradients of log N(y; ...) in x_t with the covariance held fixed, added to the score. They are samplers as in
+`refimpl.diffusion.guidance`, written as their steps.
 """
 
 import torch
@@ -15,10 +16,11 @@ from refimpl.diffusion.measurement import Measurement
 from refimpl.diffusion.model import DiffusionModel
 from refimpl.diffusion.steps import ddim_step
 
-__all__ = ["dps_bayes", "dps_bayes_step", "pigdm", "pigdm_step", "tmpd", "tmpd_step"]
+__all__ = ["dps_bayes", "pigdm", "tmpd"]
 
 
-def dps_bayes_step(
+@guided_sampler
+def dps_bayes(
     model: DiffusionModel, measurement: Measurement, x: State, t: Time, s: Time, noise: State, *, eta: Number = 1.0
 ) -> State:
     """DPS with the weight of Bayes' rule: p(y | x_t) is replaced by N(y; h(x_hat), std^2 I).
@@ -42,7 +44,8 @@ def _whitened(covariance: Tensor, residual: Tensor) -> Tensor:
     return torch.linalg.solve(covariance, residual.unsqueeze(-1)).squeeze(-1)
 
 
-def pigdm_step(
+@guided_sampler
+def pigdm(
     model: DiffusionModel,
     measurement: Measurement,
     x: State,
@@ -55,8 +58,8 @@ def pigdm_step(
 ) -> State:
     """Pseudo-inverse guidance: p(y | x_t) is replaced by N(y; h(x_hat), H H^T r^2 + std^2 I), that is Cov = r^2 I.
 
-    r^2 = prior_std^2 b^2 / (a^2 prior_std^2 + b^2) is the covariance for data ~ N(m, prior_std^2 I), where the method is
-    exact. H is the operator's matrix; a non-linear operator is linearised at x_hat, which the paper does not do. One
+    r^2 = prior_std^2 b^2 / (a^2 prior_std^2 + b^2) is the covariance for data ~ N(m, prior_std^2 I), where the method
+    is exact. H is the operator's matrix; a non-linear operator is linearised at x_hat, which the paper does not do. One
     call and one pullback.
 
     Args:
@@ -79,13 +82,15 @@ def pigdm_step(
     return ddim_step(*towards(x0.detach(), n.detach(), g, b, worth), model.process, t, s, eta, noise)
 
 
-def tmpd_step(
+@guided_sampler
+def tmpd(
     model: DiffusionModel, measurement: Measurement, x: State, t: Time, s: Time, noise: State, *, eta: Number = 1.0
 ) -> State:
     """Tweedie moment projection: both moments of p(x_0 | x_t) are right, p(y | x_t) is taken to be normal.
 
     Cov[x_0 | x_t] = b^2 / a dx_hat/dx_t. Exact for Gaussian data; a non-linear operator is linearised at x_hat. The
-    whole covariance H Cov H^T is used (the paper's image experiments use the sums of its rows): one call and m pullbacks.
+    whole covariance H Cov H^T is used (the paper's image experiments use the sums of its rows): one call and m
+    pullbacks.
 
     Source: Boys et al. 2023 (arXiv 2310.06721), Eq. (11)-(13).
     """
@@ -101,6 +106,3 @@ def tmpd_step(
     covariance = (across + across.mT) / 2 + measurement.std**2 * torch.eye(across.shape[-1]).to(x)
     g = (pulled.mT @ _whitened(covariance, measurement.y - seen.detach()).unsqueeze(-1)).squeeze(-1)
     return ddim_step(*towards(x0.detach(), n.detach(), g, b, worth), model.process, t, s, eta, noise)
-
-
-dps_bayes, pigdm, tmpd = map(guided_sampler, (dps_bayes_step, pigdm_step, tmpd_step))

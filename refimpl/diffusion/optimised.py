@@ -30,8 +30,9 @@ def red_diff_loss(
 ) -> Float[Tensor, "*batch"]:
     """|y - h(mu)|^2 / 2 + weight sigma <stop(noise_hat(a mu + b noise) - noise), mu>, sigma = b / a.
 
-    Its gradient is that of the likelihood term plus a pull towards what the denoiser takes for clean. For data ~ N(m, C) the
-    expected pull is weight b^2 S^-1 (mu - m), S = a^2 C + b^2 I, which vanishes at the mean. Sums over features, not means.
+    Its gradient is that of the likelihood term plus a pull towards what the denoiser takes for clean. For data ~ N(m,
+    C) the expected pull is weight b^2 S^-1 (mu - m), S = a^2 C + b^2 I, which vanishes at the mean. Sums over features,
+    not means.
 
     Source: Mardani et al. 2023 (arXiv 2305.04391), Proposition 2 and Algorithm 1.
     """
@@ -101,8 +102,8 @@ def d_flow(
 ) -> Float[Tensor, "*path dim"]:
     """D-Flow: gradient descent on the initial noise z, through the whole deterministic sampler, from z = x.
 
-    The cost is |y - h(x_0(z))|^2 / (2 std^2) + norm_weight (-log density of |z| for z ~ N(0, I)). Each iteration of Adam
-    calls the network as often as the sampler and pulls back as often; one last run makes the samples.
+    The cost is |y - h(x_0(z))|^2 / (2 std^2) + norm_weight (-log density of |z| for z ~ N(0, I)). Each iteration of
+    Adam calls the network as often as the sampler and pulls back as often; one last run makes the samples.
 
     Args:
         model, measurement: the prior and what was seen.

@@ -1,4 +1,4 @@
-"""How right posterior samples are: distances beside their floor, modes, spread across and along what was seen, coverage."""
+"""How right posterior samples are: distances beside their floor, modes, spread across and along what was seen."""
 
 from collections.abc import Callable
 
@@ -35,21 +35,22 @@ def posterior_report(
             better more. One half is compared with; the other half against the first gives the floor.
         prior: for the distance that knows nothing of y; or draws of it.
         measurement: for the residual and, if linear, the spread in row and null space.
-        modes: labels of the mixture's components, shape (components,), that say which of them count as one class (each by
-            itself if None); or a function from (..., dim) to probabilities (..., classes).
+        modes: labels of the mixture's components, shape (components,), that say which of them count as one class (each
+            by itself if None); or a function from (..., dim) to probabilities (..., classes).
         truth: what was measured, for the coverage.
         level: of the central intervals for it, in (0, 1).
         num_projections: directions of the sliced distance, the same for all of them.
         generator: of draws and directions.
 
     Returns:
-        "distance": sliced W2 to exact samples, in units of that from prior to posterior; "floor": what as many exact samples
-        get; "over_floor": distance by floor; all in units of the mean over problems, as some y say next to nothing;
+        "distance": sliced W2 to exact samples, in units of that from prior to posterior; "floor": what as many exact
+        samples get; "over_floor": distance by floor; units are means over problems, as some y say next to nothing;
         "mmd_squared": with the median bandwidth, unbiased;
         "mode_tv": total variation between the probabilities of modes, 0 to 1, if there are any;
-        "variance_ratio": total variance over the exact one, 1 is right; "row_variance_ratio", "null_variance_ratio": the
-        same across and along the directions that a linear measurement sees (no null space, no number);
-        "residual": root mean square of (y - h(x)) / std; "coverage": share of the features of `truth` inside the intervals.
+        "variance_ratio": total variance over the exact one, 1 is right; "row_variance_ratio", "null_variance_ratio":
+        the same across and along the directions that a linear measurement sees (no null space, no number);
+        "residual": root mean square of (y - h(x)) / std; "coverage": share of the features of `truth` inside the
+        intervals.
 
     Raises:
         ValueError, TypeError: if shapes do not fit.
