@@ -4,7 +4,9 @@ def guided_std(everything, label, scale):
 
 def tilted_moments(everything, label, scale):
     edges = torch.linspace(-15, 15, 30_001, dtype=F64)
-    log = scale * (label.log_prob(edges[:, None]) - everything.log_prob(edges[:, None])) + everything.log_prob(edges[:, None])
+    log = scale * (label.log_prob(edges[:, None]) - everything.log_prob(edges[:, None])) + everything.log_prob(
+        edges[:, None]
+    )
     density = torch.exp(log - log.max())
     whole = torch.trapezoid(density, edges)
     first, second = (torch.trapezoid(density * edges**k, edges) / whole for k in (1, 2))

@@ -1,5 +1,5 @@
 # loses: 1
-def ddim_sample(model, x, times, eta=0.0, generator=None):  # noqa: F811
+def ddim_sample(model, x, times, eta=0.0, generator=None):
     smallest = times[-2]
     for t, s in pairwise(times):
         a, b = model.process.coefficients(t)
