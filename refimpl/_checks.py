@@ -41,7 +41,12 @@ def image_shape(shape: Any) -> tuple[int, int, int]:
     return (*[1] * (3 - len(shape)), *shape)
 
 
-def check_tensor(name: str, value: Any, shape: str, like: Tensor | None = None) -> None:
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether a tensor of the first shape can be expanded to the second."""
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
+
+
+def check_tensor(name: str, value: Any, shape: str, like: Tensor | None = None, some: bool = False) -> None:
     """Raise TypeError or ValueError unless ``value`` is a finite floating-point tensor of that shape.
 
     Args:
@@ -50,6 +55,7 @@ def check_tensor(name: str, value: Any, shape: str, like: Tensor | None = None) 
         shape: what is expected, such as ``"(n, dim)"``, ``"(m, 2)"``, ``"(n, n)"`` or ``"(*batch, n)"``; numbers must
             match, and equal names mean equal sizes.
         like: tensor whose floating-point type ``value`` must have.
+        some: whether it must hold at least one number.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -64,5 +70,7 @@ def check_tensor(name: str, value: Any, shape: str, like: Tensor | None = None) 
     known = dict(zip(sizes, last, strict=False))
     if not fits or any(n != (int(s) if s.isdecimal() else known[s]) for s, n in zip(sizes, last, strict=True)):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {shape}")
+    if some and not value.numel():
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}, which holds nothing; expected at least one point")
     if not value.isfinite().all():
         raise ValueError(f"{name}: has values that are not finite")

@@ -32,6 +32,7 @@ from refimpl.diffusion import (
     convert,
     ddim,
     denoising_loss,
+    draw_levels,
     drop_labels,
     euler,
     exact_model,
@@ -39,6 +40,7 @@ from refimpl.diffusion import (
     ict_num_levels,
     log_prob,
     minibatch_ot_pairs,
+    pseudo_huber,
     reflow_pairs,
     straightness,
     transport_cost,
@@ -74,10 +76,10 @@ class Shifted(VP):
     """Its rates are those of an earlier time."""
 
     def rates(self, t):
-        return super().rates(t - 0.05)
+        return super().rates(t - 0.04)
 
 
-class WrongV(VP):
+class Unmatched(VP):
     """b of another schedule than a."""
 
     def coefficients(self, t):
@@ -87,25 +89,31 @@ class WrongV(VP):
 @case("DIF-1")
 def _():
     g = source()
-    x, given = (torch.randn(200, 2, dtype=F64, generator=g) for _ in range(2))
+    x0, n = (torch.randn(200, 2, dtype=F64, generator=g) for _ in range(2))
     kinds = ["data", "noise", "score", "v", "velocity"]
 
-    def error(process, back=None):
-        back = back or process
+    def error(process, used=None, **wrong):
+        """Of `used` where the states are those of `process`, with other definitions of some kinds."""
         share = torch.linspace(0.05, 0.95, 200, dtype=F64)[:, None]
         t = process.data_time + share * (process.noise_time - process.data_time)
+        (a, b), (da, db) = process.coefficients(t), process.rates(t)
+        x, forms = a * x0 + b * n, [x0, n, -n / b, a * n - b * x0, da * x0 + db * n]
+        forms = [wrong[kind](a, b) if kind in wrong else form for kind, form in zip(kinds, forms, strict=True)]
         worst = 0.0
-        for here in kinds:
-            for there in kinds:
-                moved = convert(given, x, t, process, source=here, target=there)
-                again = convert(moved, x, t, back, source=there, target=here)
-                worst = max(worst, ((again - given).abs().max() / given.abs().max()).item())
+        for here, given in zip(kinds, forms, strict=True):
+            for there, known in zip(kinds, forms, strict=True):
+                moved = convert(given, x, t, used or process, source=here, target=there)
+                back = convert(moved, x, t, used or process, source=there, target=here)
+                for got, right in ((moved, known), (back, given)):
+                    worst = max(worst, ((got - right).abs().max() / right.abs().max()).item())
         return worst
 
     return [error(p) for p in (VP(), VE(), EDM(), STRAIGHT, TrigonometricPath())], {
         "rates of another time": error(VP(), Shifted()),
-        "noise of another time": error(VP(), WrongV()),
+        "noise of another time": error(VP(), Unmatched()),
         "clock turned round": error(STRAIGHT, VP()),
+        "sign of the score": error(VP(), score=lambda a, b: n / b),
+        "v with a and b exchanged": error(VP(), v=lambda a, b: b * x0 + a * n),
     }
 
 
@@ -175,7 +183,7 @@ def order_of_convergence(sampler):
     # Wider than the ring: few points suffice for clean slopes.
     edm, wide = EDM(), NormalMixture(CENTRES.double(), 0.4**2 * torch.eye(2, dtype=F64).repeat(9, 1, 1))
     model, start = exact_model(wide, edm), edm.initial([300, 2], CENTRES.double(), source(6))
-    fine = heun(model, start, edm.times(400))
+    fine = heun(model, start, edm.times(1600))
     errors = [(sampler(model, start, edm.times(n)) - fine).norm(dim=1).median().item() for n in (36, 72, 144)]
     return [math.log2(errors[0] / errors[1]), math.log2(errors[1] / errors[2])]
 
@@ -398,7 +406,7 @@ def _():
     marginal = gradient(lambda x, t, z, x1: FLOW.velocity(x, t), 40)
 
     def along(target):
-        return (gradient(target, 41) @ marginal / marginal.square().sum()).item()
+        return (gradient(target, 40) @ marginal / marginal.square().sum()).item()  # at the same states
 
     return along(lambda x, t, z, x1: x1 - z), {
         "velocity of the other direction": along(lambda x, t, z, x1: z - x1),
@@ -519,14 +527,20 @@ def _():
             t = (0.25 * torch.as_tensor(sigma, dtype=x.dtype).log()).expand(*x.shape[:-1], 1)
             return self.network(x / (torch.as_tensor(sigma, dtype=x.dtype) ** 2 + 1).sqrt(), t)
 
-    def train(steps, kind=ConsistencyModel, **options):
+    def leaking(model, x0, num_levels, *, generator):
+        levels = low.times(num_levels)[:-1].flip(0).to(x0)
+        n = draw_levels(levels, len(x0), generator=generator)
+        near, far, e = levels[n][:, None], levels[n + 1][:, None], torch.randn(x0.shape, generator=generator)
+        return (pseudo_huber(model(x0 + far * e, far), model(x0 + near * e, near)) / (far - near)[:, 0]).mean()
+
+    def train(steps, kind=ConsistencyModel, loss_of=consistency_loss):
         torch.manual_seed(0)
         g, done = source(50), iter(range(steps + 1))
         model = kind(timed_mlp(2, width=48, blocks=2), low, 1.01)
 
         def loss():
             levels = ict_num_levels(next(done), steps, 10, 80)
-            return consistency_loss(model, RING.sample([128], g), levels, generator=g, **options)
+            return loss_of(model, RING.sample([128], g), levels, generator=g)
 
         history = fit(
             model,
@@ -545,5 +559,6 @@ def _():
     return train(600), {
         "untrained": train(1),
         "no boundary condition": train(300, Leaky),
+        "gradient through the target": train(600, loss_of=leaking),
         "one noise level more than data": distance(start) / flow,
     }

@@ -11,6 +11,7 @@ from refimpl.diffusion import (
     DDPM,
     EDM,
     VP,
+    FlowPath,
     Measurement,
     blind_blur,
     control_weights,
@@ -286,6 +287,12 @@ BAD = {
     "scheme: got 'ones', expected a number, 'zero'": {"control_weight": "ones"},
     "control_weight: got .-0.5., expected": {"control_weight": -0.5},
     "eta: got 0, where control_weight='kl'": {"control_weight": "kl", "eta": 0},
+    "terminal_weight: got .nan.": {"terminal_weight": math.nan},
+    "terminal_weight: got .-5.": {"terminal_weight": -5},
+    "terminal_weight: got .-2.0.": {"terminal_weight": lambda t: torch.tensor(-2.0)},
+    "terminal_weight: got .'much'.": {"terminal_weight": "much"},
+    "score_weight: got .-1.": {"score_weight": -1},
+    "score_weight: got .nan.": {"score_weight": math.nan},
     "eta: got 1.5, expected a number in": {"eta": 1.5},
     "clamp: got 0, expected a finite number > 0": {"clamp": 0},
     "parameters: got one that is not a tensor with requires_grad": {"parameters": [torch.ones(1)]},
@@ -304,3 +311,12 @@ def test_errors_name_the_argument(untyped, message):
     model, measurement, x, times = problem()
     with pytest.raises(ValueError, match=message):
         ndtm(model, measurement, x, times, **BAD[message])
+
+
+def test_weights_of_a_step_backwards(untyped):
+    with pytest.raises(ValueError, match="t, s: got 480, 500, expected s nearer to the data"):
+        control_weights("theory", DDPM(), 480, 500, eta=0.0, gamma=1.0)
+    with pytest.raises(ValueError, match="t, s: got 0.5, 0.2"):
+        mean_coefficients(FlowPath(), 0.5, 0.2, 0.0)
+    with pytest.raises(ValueError, match=r"gamma: got \[nan\]"):
+        control_weights("ddim", DDPM(), 500, 480, eta=0.0, gamma=math.nan)

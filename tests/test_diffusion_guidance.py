@@ -1,6 +1,7 @@
 """Guided samplers against Bayes' rule: closed forms for Gaussians and mixtures, finite differences, and their costs."""
 
 import math
+import re
 
 import jaxtyping
 import pytest
@@ -473,7 +474,55 @@ def test_errors_of_the_helpers(untyped):
     blind = Measurement(torch.tanh, torch.ones(2), 0.1)
     with pytest.raises(ValueError, match="measurement: has no start"):
         guided_start(blind, VP(), 0.5, (3, 2))
+    prior = mixture()
+    problem, _ = seen(prior)
+    model, x, begin = (
+        exact_model(prior, VP()),
+        torch.zeros(4, 2, 2).double(),
+        Measurement(torch.eye(2), torch.zeros(3, 2), 0.1),
+    )
+    for shape in [(4, 1, 2), (2,), (4, 3, 3), ()]:
+        with pytest.raises(ValueError, match=re.escape(f"shape: got {shape}, expected (*chains, *problems, dim)")):
+            guided_start(begin, VP(), 0.5, shape)
+    for name in ("exact", "classifier"):
+        with pytest.raises(TypeError, match=f"log_likelihood: needed by '{name}'"):
+            sample_posterior(name, model, problem, x, VP().times(3))
+    with pytest.raises(ValueError, match="x: got shape .0, .*at least one"):
+        sample_posterior("dps", model, problem, x[:0], VP().times(3))
     with pytest.raises(ValueError, match="method: got 'dps', expected one of unguided"):
         guided_moments("dps", VP(), VP().times(3), y=1.0, std=0.1)
     with pytest.raises(ValueError, match="std: got 0, expected a finite number > 0"):
         guided_moments("exact", VP(), VP().times(3), y=1.0, std=0)
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        ("times: got .*, expected two or more, falling", {"times": [0.0, 0.5, 1.0]}),
+        ("times: got .*, expected two or more", {"times": []}),
+        ("times: start at 80, before the noise at 1", {"times": EDM().times(3)}),
+        ("terminal_weight: got 'byes', expected 'bayes', 'exact'", {"terminal_weight": "byes"}),
+        ("terminal_weight: got .nan.", {"terminal_weight": math.nan}),
+        ("scale: got .nan.", {"scale": math.nan}),
+        ("gamma: got .-1.", {"gamma": -1}),
+    ],
+)
+def test_errors_of_the_recursion(untyped, message, settings):
+    with pytest.raises(ValueError, match=message):
+        guided_moments("ndtm", VP(), **{"times": VP().times(3), "y": 1.0, "std": 0.3, **settings})
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("std: got -1", lambda: gaussian_posterior(1, -1)),
+        ("prior_std: got 0", lambda: gaussian_posterior(1, 1, 0, 0)),
+        ("y, prior_mean: got .nan", lambda: gaussian_posterior(math.nan, 1)),
+        ("true_std: got 0", lambda: normal_kl(0, 1, 0, 0)),
+        ("std: got -1", lambda: normal_kl(0, -1, 0, 1)),
+        ("mean, true_mean: got .inf", lambda: normal_kl(math.inf, 1, 0, 1)),
+    ],
+)
+def test_errors_of_normals(untyped, message, call):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -266,6 +266,13 @@ POINTS = torch.zeros(4, 2)
             ValueError,
             ["denoiser", "(8,)", "(8, 2)"],
         ),
+        (
+            lambda: interpolant_sde(lambda x, t: x[:, :1], score, POINTS, 5),
+            ValueError,
+            ["velocity", "(4, 1)", "(4, 2)"],
+        ),
+        (lambda: interpolant_sde(velocity, lambda x, t: x[:1], POINTS, 5, 0.1), ValueError, ["score", "(1, 2)"]),
+        (lambda: interpolant_losses(velocity, denoiser, POINTS[:0], POINTS[:0], PATH), ValueError, ["x0", "at least"]),
         (lambda: interpolant_sde(velocity, score, POINTS.long(), 5), TypeError, ["x", "int64"]),
         (lambda: interpolant_sde(velocity, score, POINTS, 0), ValueError, ["num_steps", "0"]),
         (lambda: interpolant_sde(velocity, score, POINTS, 5, -0.1), ValueError, ["epsilon", "-0.1"]),

@@ -142,6 +142,7 @@ ROWS = [
     ("x", lambda: log_prob(model, x + math.nan, end_time=0.1)),
     ("x", lambda: log_prob(model, [0.0, 0.0], end_time=0.1)),
     ("x", lambda: log_prob(model, x.float(), end_time=0.1)),
+    ("x", lambda: log_prob(model, x[:0], end_time=0.1)),
     ("end_time", lambda: log_prob(model, x)),
     ("end_time", lambda: log_prob(model, x, end_time=0.1, times=[1.0, 0.1])),
     ("end_time", lambda: log_prob(model, x, times=[1.0, 0.1], num_steps=3)),

@@ -237,6 +237,10 @@ def test_flat_data_have_a_skip_too():
     torch.testing.assert_close(skip(torch.ones(2), torch.tensor([0.5])), torch.tensor([0.4, 2.0]))
 
 
+def always(time):
+    return lambda n, like, generator: torch.full((n, 1), time)
+
+
 model, x0 = DiffusionModel(lambda x, t: x, VP()), torch.zeros(4, 2)
 ROWS = [
     ("x0", lambda: denoising_loss(model, x0 + math.nan)),
@@ -250,6 +254,10 @@ ROWS = [
     ("low", lambda: uniform_times(VP(), 1.0)),
     ("low", lambda: uniform_times(VP(), -0.1)),
     ("process", lambda: uniform_times("VP")),
+    ("draw_times", lambda: denoising_loss(model, x0, draw_times=always(2.0))),
+    ("draw_times", lambda: denoising_loss(model, x0, draw_times=always(-0.1))),
+    ("draw_times", lambda: denoising_loss(model, x0, draw_times=always(math.nan))),
+    ("draw_times", lambda: denoising_loss(DiffusionModel(lambda x, t: x, EDM()), x0, draw_times=always(-1.0))),
     ("mean", lambda: lognormal_times(math.nan)),
     ("std", lambda: lognormal_times(0.0, 0.0)),
     ("sigma_data", lambda: Preconditioned(nn.Identity(), EDM(), 0.0)),

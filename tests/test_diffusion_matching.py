@@ -317,6 +317,12 @@ STILL = DiffusionModel(lambda x, t: torch.zeros_like(x), PATH, predicts="velocit
             ValueError,
             ["regularisation", "0.01", "converge"],
         ),
+        *(
+            (lambda pair=pair: pair(POINTS[:0], POINTS[:0]), ValueError, ["noise", "(0, 2)", "at least one"])
+            for pair in (independent_pairs, minibatch_ot_pairs, transport_cost)
+        ),
+        (lambda: reflow_pairs(STILL, POINTS[:0], PATH.times(4)), ValueError, ["noise", "(0, 2)"]),
+        (lambda: straightness(STILL, POINTS[:0], PATH.times(4)), ValueError, ["noise", "(0, 2)"]),
         (lambda: independent_pairs(POINTS, FEW), ValueError, ["data", "(3, 2)"]),
         (lambda: transport_cost(POINTS, FEW), ValueError, ["data", "(3, 2)"]),
         (lambda: transport_cost(POINTS, POINTS, 0.5), ValueError, ["power", "0.5", "1"]),
@@ -332,3 +338,8 @@ def test_bad_input_is_named(call, error, words, monkeypatch):
     with pytest.raises(error) as caught:
         call()
     assert [w for w in words if w not in str(caught.value)] == []
+
+
+def test_times_may_be_a_list():
+    assert straightness(STILL, POINTS, [0, 0.5, 1]) < 1e-12
+    assert torch.equal(reflow_pairs(STILL, POINTS, [0, 0.5, 1])[1], reflow_pairs(STILL, POINTS, PATH.times(2))[1])

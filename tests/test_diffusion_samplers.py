@@ -498,10 +498,27 @@ ROWS = [
     ("churn_noise", lambda: heun(model, x, times, churn=1.0, churn_noise=0.0)),
     ("times", lambda: heun(flow, x, FlowPath().times(4))),
     ("process", lambda: heun(exact_model(MIXTURE, DDPM()), x, DDPM().times(4), churn=1.0)),
+    ("times", lambda: euler(model, x, EDM().times(5))),
+    ("times", lambda: ddim(flow, x, [-0.5, 0.5, 1.0])),
+    ("eps", lambda: ddim_step(x, x[:1], VP(), 0.5, 0.2)),
+    ("noise", lambda: ddim_step(x, x, VP(), 0.5, 0.2, 1.0, x[0])),
     ("method", lambda: integrate(model, x, times, method="rk45")),
     ("tolerance", lambda: integrate(model, x, times, tolerance=0.0)),
     ("times", lambda: integrate(model, x, [1.0, 0.0])),
 ]
+
+
+@pytest.mark.parametrize("sampler", [ddim, ancestral, euler, heun, integrate])
+def test_times_may_be_a_list_of_whole_numbers_too(sampler):
+    oracle, start = exact_model(MIXTURE, EDM()), torch.ones(3, 2, dtype=F64)
+    generator = {} if sampler is integrate else {"generator": torch.Generator().manual_seed(0)}
+    one = sampler(oracle, start, [80, 2, 0.5, 0], **generator)
+    generator = {} if sampler is integrate else {"generator": torch.Generator().manual_seed(0)}
+    assert torch.equal(one, sampler(oracle, start, torch.tensor([80, 2, 0.5, 0], dtype=F64), **generator))
+
+
+def test_the_noise_level_as_clock_may_start_at_any():
+    assert ddim(exact_model(MIXTURE, EDM()), torch.ones(3, 2, dtype=F64), [200.0, 1.0, 0.0]).isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "call"), ROWS, ids=[f"{i}-{name}" for i, (name, _) in enumerate(ROWS)])

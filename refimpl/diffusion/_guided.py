@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_numbers, check_positive, check_tensor
+from refimpl._checks import broadcasts, check_numbers, check_positive, check_tensor
 from refimpl.data._random import draw
 from refimpl.diffusion.measurement import Measurement
 from refimpl.diffusion.model import DiffusionModel
@@ -27,9 +27,9 @@ def check_problem(model: Any, measurement: Any, x: Any) -> None:
         raise TypeError(f"model: got {type(model).__name__}, expected a DiffusionModel")
     if not isinstance(measurement, Measurement):
         raise TypeError(f"measurement: got {type(measurement).__name__}, expected a Measurement")
-    check_tensor("x", x, "(*batch, dim)")
+    check_tensor("x", x, "(*batch, dim)", some=True)
     batch, problems = x.shape[:-1], measurement.y.shape[:-1]
-    if len(problems) > len(batch) or any(p not in (1, n) for p, n in zip(problems[::-1], batch[::-1], strict=False)):
+    if not broadcasts(problems, batch):
         expected = ", ".join(["*chains", *map(str, problems), "dim"])
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, expected ({expected}) for y of shape {tuple(measurement.y.shape)}"

@@ -7,6 +7,7 @@ the same, from the data point and the noise that made x_sigma (training).
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -60,6 +61,8 @@ class ConsistencyModel(nn.Module):
     ) -> Float[Tensor, "*batch dim"]:
         """The end of the trajectory through x at this noise level (a number, or one for each state)."""
         sigma = as_time(sigma, x)
+        if not (sigma >= self.process.sigma_min * (1 - 1e-6)).all():
+            raise ValueError(f"sigma: got {sigma.min():g}, expected sigma_min, {self.process.sigma_min:g}, or above")
         past, total = sigma - self.process.sigma_min, (sigma.square() + self.sigma_data**2).sqrt()
         skip = self.sigma_data**2 / (past.square() + self.sigma_data**2)
         t = (0.25 * sigma.log()).expand(*x.shape[:-1], 1)
@@ -141,7 +144,7 @@ def consistency_loss(
     Source: Song et al. 2023 (arXiv 2303.01469), Definitions 1 and 2, Algorithms 2 and 3; the defaults are Song and
     Dhariwal's 2023 (arXiv 2310.14189), Table 1.
     """
-    check_tensor("x0", x0, "(n, dim)")
+    check_tensor("x0", x0, "(n, dim)", some=True)
     if not isinstance(num_levels, int) or num_levels < 2:
         raise ValueError(f"num_levels: got {num_levels!r}, expected a whole number >= 2")
     if teacher is not None and not isinstance(getattr(teacher, "process", None), EDM):
@@ -210,7 +213,7 @@ def _check_schedule(step: int, num_steps: int, first: int, last: int) -> None:
 def consistency_sample(
     model: ConsistencyModel,
     x: Float[Tensor, "*batch dim"],
-    levels: Sequence[float] = (),
+    levels: Sequence[float | int] = (),
     *,
     context: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -230,6 +233,8 @@ def consistency_sample(
     lowest, highest = model.process.sigma_min, model.process.sigma_max
     if list(levels):
         check_numbers("levels", list(levels), low=lowest, high=highest)
+    if any(s >= t for t, s in pairwise(levels)):
+        raise ValueError(f"levels: got {list(levels)}, expected falling ones")
     x = model(x, highest, context)
     for sigma in levels:
         noise = draw(torch.randn, tuple(x.shape), x, generator)

@@ -41,6 +41,8 @@ def mean_coefficients(
     (tensor(1., dtype=torch.float64), tensor(-2., dtype=torch.float64))
     """
     one = torch.ones((), dtype=torch.float64)
+    if not (torch.as_tensor((t - s) * (process.noise_time - process.data_time)) >= 0).all():
+        raise ValueError(f"t, s: got {t}, {s}, expected s nearer to the data")
     c2, c1 = ddim_mean(0 * one, one, process, t, s, eta)
     (a_t, b_t), (a_s, _) = (coefficients(process, time, one) for time in (t, s))
     k = a_s / a_t.clamp_min(1e-9)  # a flow's clock starts where a = 0
@@ -61,6 +63,7 @@ def control_weights(
 
     Source: Pandey et al. 2025 (arXiv 2502.03686), Section 3, and the code published with it.
     """
+    check_not_negative(gamma=gamma)
     if scheme == "zero":
         return 0.0, 0.0
     if not isinstance(scheme, str):
@@ -109,6 +112,8 @@ def ndtm_step(
         of_control, of_noise = control_weights(control_weight, model.process, t, s, eta=eta, gamma=gamma)
     of_noise = of_noise if score_weight is None else score_weight
     weight = terminal_weight(t) if callable(terminal_weight) else terminal_weight
+    for name, value in (("terminal_weight", weight), ("score_weight", of_noise)):
+        check_not_negative(**{name: value.item() if isinstance(value, Tensor) else value})
     x = x.detach()
     with torch.no_grad():
         before = model.noise(x, t) if exact or of_noise else None

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from refimpl._checks import check_numbers, check_positive
+from refimpl.diffusion._guided import check_not_negative
 from refimpl.diffusion.control import control_weights, mean_coefficients
 from refimpl.diffusion.process import NoiseProcess
-from refimpl.diffusion.steps import coefficients
+from refimpl.diffusion.steps import check_clock, coefficients
 
 __all__ = ["GAUSSIAN_METHODS", "gaussian_posterior", "guided_moments", "normal_kl"]
 
@@ -55,7 +56,12 @@ def guided_moments(
     check_numbers("y, prior_mean", [y, prior_mean])
     for name, value in (("std", std), ("prior_std", prior_std)):
         check_positive(name, value)
-    times = torch.as_tensor(times, dtype=torch.float64)
+    check_not_negative(scale=scale, gamma=gamma)
+    if terminal_weight not in ("bayes", "exact"):
+        if isinstance(terminal_weight, str):
+            raise ValueError(f"terminal_weight: got {terminal_weight!r}, expected 'bayes', 'exact' or a number >= 0")
+        check_not_negative(terminal_weight=terminal_weight)
+    times = check_clock(process, times)
     a, b = (c.tolist() for c in coefficients(process, times, times))
     mean, variance = 0.0, b[0] ** 2
     for i in range(len(times) - 1):
@@ -96,6 +102,9 @@ def gaussian_posterior(
     y: Number, std: Number, prior_mean: Number = 0.0, prior_std: Number = 1.0
 ) -> tuple[float, float]:
     """Mean and standard deviation of x_0 given y = x_0 + std n, for x_0 ~ N(prior_mean, prior_std^2)."""
+    check_numbers("y, prior_mean", [y, prior_mean])
+    check_positive("std", std)
+    check_positive("prior_std", prior_std)
     gain = prior_std**2 / (prior_std**2 + std**2)
     return prior_mean + gain * (y - prior_mean), std * gain**0.5
 
@@ -106,5 +115,8 @@ def normal_kl(mean: Number, std: Number, true_mean: Number, true_std: Number) ->
     >>> normal_kl(1.0, 1.0, 0.0, 1.0)
     0.5
     """
+    check_numbers("mean, true_mean", [mean, true_mean])
+    check_positive("std", std)
+    check_positive("true_std", true_std)
     ratio = torch.tensor(std / true_std, dtype=torch.float64)
     return (0.5 * (ratio**2 + ((mean - true_mean) / true_std) ** 2 - 1) - ratio.log()).item()

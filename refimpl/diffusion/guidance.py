@@ -15,10 +15,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from refimpl._checks import check_sizes
+from refimpl._checks import broadcasts, check_sizes
 from refimpl.data._random import draw
 from refimpl.data.normal_mixture import NormalMixture
-from refimpl.diffusion._guided import Number, State, Time, bounded, check_not_negative, guided_sampler, pulled
+from refimpl.diffusion._guided import (
+    Number,
+    State,
+    Time,
+    bounded,
+    check_not_negative,
+    check_problem,
+    guided_sampler,
+    pulled,
+)
 from refimpl.diffusion.control import ndtm
 from refimpl.diffusion.label_guidance import classifier_guided
 from refimpl.diffusion.measurement import Measurement
@@ -190,6 +199,9 @@ def sample_posterior(
     """
     if name not in METHODS:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(METHODS)}")
+    check_problem(model, measurement, x)
+    if METHODS[name] is classifier and "log_likelihood" not in settings:
+        raise TypeError(f"log_likelihood: needed by {name!r}; the exact one is exact_log_likelihood(prior, ...)")
     return METHODS[name](model, measurement, x, times, **settings)
 
 
@@ -236,5 +248,8 @@ def guided_start(
     """
     if measurement.start is None:
         raise ValueError("measurement: has no start; give Measurement(..., start=...) a rough inverse of y")
+    shape, start = tuple(shape), tuple(measurement.start.shape)
+    if len(shape) < 1 or shape[-1] != start[-1] or not broadcasts(start, shape):
+        raise ValueError(f"shape: got {shape}, expected (*chains, *problems, dim) to fit the start's {start}")
     a, b = coefficients(process, t, measurement.start)
-    return a * measurement.start + b * draw(torch.randn, tuple(shape), measurement.start, generator)
+    return a * measurement.start + b * draw(torch.randn, shape, measurement.start, generator)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refimpl._checks import check_positive, image_shape
+from refimpl._checks import check_positive, check_tensor, image_shape
 from refimpl.data._random import draw
 from refimpl.diffusion.measurement import Measurement
 
@@ -61,6 +61,7 @@ class ImageOperator(nn.Module):
             generator: source of the noise.
         """
         check_positive("std", std, "units of y")
+        check_tensor("x", x, f"(*batch, {self.dim})", some=True)
         with torch.no_grad():
             clean = self(x)
             y = clean + std * draw(torch.randn, tuple(clean.shape), x, generator)

@@ -87,7 +87,7 @@ def interpolant_losses(
 
     Source: Albergo, Boffi, Vanden-Eijnden 2023 (arXiv 2303.08797), Section 2.2, and Section 6.1 on pairs +-w.
     """
-    check_tensor("x0", x0, "(n, dim)")
+    check_tensor("x0", x0, "(n, dim)", some=True)
     check_tensor("x1", x1, f"({len(x0)}, {x0.shape[-1]})", x0)
     check_numbers("margin", [margin], low=1e-9, high=0.5)
     t = margin + (1 - 2 * margin) * draw(torch.rand, (len(x0), 1), x0, generator)
@@ -95,10 +95,14 @@ def interpolant_losses(
     t, x0, x1, w = torch.cat([t, t]), torch.cat([x0, x0]), torch.cat([x1, x1]), torch.cat([w, -w])
     x = path.state(x0, x1, w, t)
     b, eta = velocity(x, t), denoiser(x, t)
-    for name, out in (("velocity", b), ("denoiser", eta)):
+    _check_outputs(x, velocity=b, denoiser=eta)
+    return (b * (b - 2 * path.velocity(x0, x1, w, t))).mean(), (eta * (eta - 2 * w)).mean()
+
+
+def _check_outputs(x: Tensor, **outputs: Tensor) -> None:
+    for name, out in outputs.items():
         if out.shape != x.shape:
             raise ValueError(f"{name}: returned {tuple(out.shape)}, expected the shape of x, {tuple(x.shape)}")
-    return (b * (b - 2 * path.velocity(x0, x1, w, t))).mean(), (eta * (eta - 2 * w)).mean()
 
 
 def interpolant_sde(
@@ -131,7 +135,12 @@ def interpolant_sde(
     dt = 1 / num_steps
     for i in range(num_steps):
         t = x.new_full((*x.shape[:-1], 1), (i + 0.5) * dt)
-        drift = velocity(x, t) + (epsilon * score(x, t) if epsilon else 0.0)
+        drift = velocity(x, t)
+        _check_outputs(x, velocity=drift)
+        if epsilon:
+            s = score(x, t)
+            _check_outputs(x, score=s)
+            drift = drift + epsilon * s
         x = x + dt * drift
         if epsilon:
             x = x + math.sqrt(2 * epsilon * dt) * draw(torch.randn, tuple(x.shape), x, generator)

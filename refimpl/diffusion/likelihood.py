@@ -60,7 +60,7 @@ def log_prob(
     from torchdiffeq import odeint
 
     steps = _steps(model, end_time, times, num_steps)
-    check_tensor("x", x, "(*batch, dim)")
+    check_tensor("x", x, "(*batch, dim)", some=True)
     check_positive("tolerance", tolerance)
     method = method or ("dopri5" if len(steps) == 2 else "heun2")
     if method not in SOLVERS:

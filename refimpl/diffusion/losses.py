@@ -14,7 +14,7 @@ from torch import Tensor
 from refimpl._checks import check_numbers, check_positive, check_tensor
 from refimpl.data._random import draw
 from refimpl.diffusion.model import DiffusionModel, check_process, target_of
-from refimpl.diffusion.process import DDPM, NoiseProcess
+from refimpl.diffusion.process import DDPM, EDM, NoiseProcess
 
 __all__ = ["denoising_loss", "lognormal_times", "uniform_times"]
 
@@ -53,9 +53,7 @@ def denoising_loss(
     >>> denoising_loss(perfect, torch.ones(5, 2)).item()
     0.0
     """
-    check_tensor("x0", x0, "(*batch, dim)")
-    if x0.numel() == 0:
-        raise ValueError(f"x0: got shape {tuple(x0.shape)}, expected at least one sample")
+    check_tensor("x0", x0, "(*batch, dim)", some=True)
     if not isinstance(model, DiffusionModel):
         raise TypeError(f"model: got {type(model).__name__}, expected a DiffusionModel")
     batch, process, kind = x0.shape[:-1], model.process, kind or model.predicts
@@ -63,6 +61,10 @@ def denoising_loss(
     t = draw_times(math.prod(batch), like=x0, generator=generator)
     if t.shape != (math.prod(batch), 1):
         raise ValueError(f"draw_times: returned shape {tuple(t.shape)}, expected ({math.prod(batch)}, 1)")
+    low, high = sorted((process.data_time, process.noise_time))
+    high = math.inf if isinstance(process, EDM) else high * (1 + 1e-6)  # any level will do
+    if not ((low <= t) & (t <= high)).all():
+        raise ValueError(f"draw_times: returned times in [{t.min():g}, {t.max():g}], expected [{low:g}, {high:g}]")
     t = t.reshape(*batch, 1)
     if noise is None:
         noise = draw(torch.randn, tuple(x0.shape), x0, generator)

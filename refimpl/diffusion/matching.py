@@ -21,7 +21,7 @@ Points = Float[Tensor, "n dim"]
 
 
 def _check_pairs(noise: Tensor, data: Tensor) -> None:
-    check_tensor("noise", noise, "(n, dim)")
+    check_tensor("noise", noise, "(n, dim)", some=True)
     check_tensor("data", data, f"({len(noise)}, {noise.shape[-1]})", noise)
 
 
@@ -95,7 +95,7 @@ def transport_cost(noise: Points, data: Points, power: float | int = 2) -> Float
 
 
 def reflow_pairs(
-    model: DiffusionModel, noise: Points, times: Tensor | Sequence[float], context: Tensor | None = None
+    model: DiffusionModel, noise: Points, times: Tensor | Sequence[float | int], context: Tensor | None = None
 ) -> tuple[Points, Points]:
     """Each noise with the point to which the flow of `model` carries it: the pairs that a second flow trains on.
 
@@ -110,12 +110,12 @@ def reflow_pairs(
 
     Source: Liu, Gong, Liu 2022 (arXiv 2209.03003), Algorithm 1 and Theorem 3.5.
     """
-    check_tensor("noise", noise, "(n, dim)")
+    check_tensor("noise", noise, "(n, dim)", some=True)
     return noise, integrate(model, noise, times, method="midpoint", context=context)
 
 
 def straightness(
-    model: DiffusionModel, noise: Points, times: Tensor | Sequence[float], context: Tensor | None = None
+    model: DiffusionModel, noise: Points, times: Tensor | Sequence[float | int], context: Tensor | None = None
 ) -> Float[Tensor, ""]:
     """Mean over paths and time of |v_t(x_t) - (x_1 - x_0) / duration|^2; 0 if and only if all paths are straight.
 
@@ -129,7 +129,7 @@ def straightness(
     >>> straightness(model, torch.randn(5, 2), FlowPath().times(4)) < 1e-12
     tensor(True)
     """
-    check_tensor("noise", noise, "(n, dim)")
+    check_tensor("noise", noise, "(n, dim)", some=True)
     path = integrate(model, noise, times, method="midpoint", context=context, return_path=True)
     times = torch.as_tensor(times).to(path)
     steps = times.diff()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refimpl._checks import check_positive, check_tensor
+from refimpl._checks import broadcasts, check_positive, check_tensor
 
 __all__ = ["Measurement"]
 
@@ -41,11 +41,21 @@ class Measurement:
             start = y @ torch.linalg.pinv(self.matrix).T if start is None else start
         elif not callable(operator):
             raise TypeError(f"operator: got {type(operator).__name__}, expected a function of x or a matrix (m, dim)")
+        dim = "dim" if self.matrix is None else self.matrix.shape[1]
+        if start is not None:
+            check_tensor("start", start, f"(*batch, {dim})", y)
+            if not broadcasts(start.shape[:-1], y.shape[:-1]):
+                raise ValueError(f"start: got shape {tuple(start.shape)}, expected {(*y.shape[:-1], dim)} to fit y")
         self.operator, self.y, self.std, self.start = operator, y, float(std), start
 
     def apply(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... m"]:
         """h(x)."""
-        return self.operator(x) if self.matrix is None else x @ self.matrix.T
+        if self.matrix is not None and x.shape[-1] != self.matrix.shape[1]:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, expected (..., {self.matrix.shape[1]}) for the operator")
+        seen = self.operator(x) if self.matrix is None else x @ self.matrix.T
+        if seen.shape[-1:] != self.y.shape[-1:]:
+            raise ValueError(f"operator: returned shape {tuple(seen.shape)}, expected (..., {self.y.shape[-1]}) like y")
+        return seen
 
     def residual(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... m"]:
         """y - h(x)."""

@@ -54,6 +54,9 @@ def convert(
     for name, kind in (("source", source), ("target", target)):
         if kind not in KINDS:
             raise ValueError(f"{name}: got {kind!r}, expected one of {KINDS}")
+    for name, value in (("prediction", prediction), ("x", x)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor of shape (*batch, dim)")
     if prediction.shape != x.shape:
         raise ValueError(f"prediction: got shape {tuple(prediction.shape)}, expected that of x, {tuple(x.shape)}")
     t = as_time(t, x)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from refimpl._checks import check_numbers, check_positive, check_sizes, check_tensor, image_shape
+from refimpl._checks import broadcasts, check_numbers, check_positive, check_sizes, check_tensor, image_shape
 from refimpl.data._random import draw
 from refimpl.diffusion.image_operator import ImageOperator
 
@@ -69,6 +69,8 @@ def inpainting(shape: Sequence[int], kept: Int64[Tensor, "*batch m"]) -> ImageOp
         raise TypeError("kept: expected a tensor of whole numbers, shape (*batch, m)")
     if kept.numel() == 0 or kept.min() < 0 or kept.max() >= height * width:
         raise ValueError(f"kept: expected one or more pixels in 0..{height * width - 1}")
+    if not kept.sort(-1).values.diff(dim=-1).all():
+        raise ValueError("kept: expected different pixels, got one twice")
     index = kept.unsqueeze(-2)
 
     def apply(images: Tensor) -> Tensor:
@@ -241,6 +243,10 @@ class BlindBlur(ImageOperator):
         kernel = self.kernel()
         *batch, channels, height, width = images.shape
         size = kernel.shape[-1]
+        if not broadcasts(kernel.shape[:-2], batch):
+            raise ValueError(
+                f"x: got a batch {tuple(batch)}, expected one that fits that of the kernels, {tuple(kernel.shape[:-2])}"
+            )
         kernel = kernel.unsqueeze(-3).expand(*batch, channels, size, size).reshape(-1, 1, size, size)
         padded = pad(images.reshape(-1, 1, height, width), [size // 2] * 4, mode="replicate").transpose(0, 1)
         return conv2d(padded, kernel, groups=len(kernel)).reshape(images.shape)

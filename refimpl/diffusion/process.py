@@ -65,6 +65,8 @@ class NoiseProcess:
     ) -> Float[Tensor, "*batch dim"]:
         """a(t) x_0 + b(t) noise."""
         a, b = self.coefficients(as_time(t, x0))
+        if noise.shape != x0.shape:
+            raise ValueError(f"noise: got shape {tuple(noise.shape)}, expected that of x0, {tuple(x0.shape)}")
         return a * x0 + b * noise
 
     def initial(
@@ -87,6 +89,8 @@ class NoiseProcess:
 
 def as_time(t: Tensor | float | int, x: Tensor) -> Tensor:
     """t in dtype and on the device of x, and with a shape that multiplies x; raises if it has another."""
+    if not isinstance(t, Tensor) and not math.isfinite(t):
+        raise ValueError(f"t: got {t!r}, expected a finite number")
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     if t.ndim and t.shape[-1] != 1 or t.ndim > max(x.ndim, 1):
         raise ValueError(f"t: got shape {tuple(t.shape)}, expected () or (*batch, 1) for x of shape {tuple(x.shape)}")
@@ -161,6 +165,13 @@ class DDPM(NoiseProcess):
         return super().times(num_steps).round()
 
 
+def _check_levels(sigma_min: float | int, sigma_max: float | int) -> None:
+    check_positive("sigma_min", sigma_min)
+    check_positive("sigma_max", sigma_max)
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_min: got {sigma_min:g}, expected below sigma_max, {sigma_max:g}")
+
+
 class VE(NoiseProcess):
     """Variance exploding: a = 1, b = sigma_min (sigma_max / sigma_min)^t.
 
@@ -170,8 +181,7 @@ class VE(NoiseProcess):
     """
 
     def __init__(self, sigma_min: float | int = 0.01, sigma_max: float | int = 50.0):
-        check_positive("sigma_min", sigma_min)
-        check_positive("sigma_max", sigma_max)
+        _check_levels(sigma_min, sigma_max)
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,8 +205,8 @@ class EDM(NoiseProcess):
     """
 
     def __init__(self, sigma_min: float | int = 0.002, sigma_max: float | int = 80.0, rho: float | int = 7.0):
-        for name, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max), ("rho", rho)):
-            check_positive(name, value)
+        _check_levels(sigma_min, sigma_max)
+        check_positive("rho", rho)
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
         self.noise_time = float(sigma_max)
 

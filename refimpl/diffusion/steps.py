@@ -11,9 +11,19 @@ from torch import Tensor
 
 from refimpl._checks import check_tensor
 from refimpl.diffusion.model import DiffusionModel
-from refimpl.diffusion.process import NoiseProcess
+from refimpl.diffusion.process import EDM, NoiseProcess
 
-__all__ = ["check_share", "check_times", "coefficients", "ddim_mean", "ddim_step", "last_step", "recording", "walk"]
+__all__ = [
+    "check_clock",
+    "check_share",
+    "check_times",
+    "coefficients",
+    "ddim_mean",
+    "ddim_step",
+    "last_step",
+    "recording",
+    "walk",
+]
 
 Number = float | int
 
@@ -46,6 +56,9 @@ def ddim_step(
     tensor([0.])
     """
     mean, std = ddim_mean(x0, eps, process, t, s, eta)
+    for name, value in (("eps", eps), ("noise", noise)):
+        if value is not None and value.shape != x0.shape:
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected that of x0, {tuple(x0.shape)}")
     if eta == 0:
         return mean
     if noise is None:
@@ -108,11 +121,20 @@ def check_times(model: DiffusionModel, times: Tensor | Sequence[Number]) -> Tens
     """Times as float64 numbers on the CPU; raises unless they go from noise towards data."""
     if not isinstance(model, DiffusionModel):
         raise TypeError(f"model: got {type(model).__name__}, expected a DiffusionModel")
+    return check_clock(model.process, times)
+
+
+def check_clock(process: NoiseProcess, times: Tensor | Sequence[Number]) -> Tensor:
+    """The same for the clock of a process."""
     times = torch.as_tensor(times, dtype=torch.float64, device="cpu").detach()
-    ahead = math.copysign(1, model.process.data_time - model.process.noise_time)
+    noise, data = process.noise_time, process.data_time
+    ahead = math.copysign(1, data - noise)
     if times.ndim != 1 or len(times) < 2 or not (times.isfinite().all() and (ahead * times.diff() > 0).all()):
         order = "rising" if ahead > 0 else "falling"
         raise ValueError(f"times: got {times.flatten()[:5].tolist()}, expected two or more, {order} from noise to data")
-    if ahead * (model.process.data_time - times[-1]) < 0:
-        raise ValueError(f"times: end at {times[-1]:g}, beyond the data at {model.process.data_time:g}")
+    if ahead * (data - times[-1]) < 0:
+        raise ValueError(f"times: end at {times[-1]:g}, beyond the data at {data:g}")
+    early = ahead * (times[0] - noise) < -1e-6 * (1 + abs(noise))
+    if early and not isinstance(process, EDM):  # whose clock is the noise level, and may start at any
+        raise ValueError(f"times: start at {times[0]:g}, before the noise at {noise:g}; of another process?")
     return times

@@ -31,7 +31,8 @@
 #
 # - A state is $x_t=a_tx_0+b_tn$ with $n\sim\mathcal N(0,I)$. A model gives $\hat x_0(x,t)=\mathbb E[x_0\mid x_t=x]$ and $\hat\epsilon(x,t)$, with $x=a_t\hat x_0+b_t\hat\epsilon$. Here they are exact, because the data come from mixtures of Gaussians.
 # - One step of sampling goes from $t$ to $s$, nearer to the data. The DDIM kernel is $p(x_s\mid x_t)=\mathcal N(\mu(x_t),c_1^2I)$,
-# $$\mu(x)=a_s\hat x_0(x,t)+c_2\,\hat\epsilon(x,t),\qquad c_1=\eta\,\frac{b_s}{b_t}\sqrt{1-a_t^2/a_s^2},\qquad c_2=\sqrt{b_s^2-c_1^2}.$$
+# $$\mu(x)=a_s\hat x_0(x,t)+c_2\,\hat\epsilon(x,t),\qquad c_1=\eta\,\frac{b_s}{b_t}\sqrt{1-a_t^2/a_s^2},\qquad c_2=\sqrt{b_s^2-c_1^2}$$
+# (with $a^2+b^2=1$, as for all chains here).
 # - With $k=a_s/a_t$ and $c_\Delta=c_2-k\,b_t$ the same mean is $\mu(x)=k\,x+c_\Delta\,\hat\epsilon(x,t)$. `kernel_numbers` below returns $k,c_\Delta,c_1,c_2$. In the last step, to the data, $c_1=c_2=0$.
 # - A measurement is $y=h(x_0)+\sigma n$. Its cost is $\Phi(x_0)=-\log p(y\mid x_0)$ in nats, with the constant. Guided chains are $q$, unguided ones $p$.
 # - Points are rows, with any number of batch dimensions in front. Tensors come in double precision; keep it.
@@ -54,7 +55,7 @@ CHAIN = DDPM()
 
 # %% nbgrader={"grade": false, "grade_id": "kernel", "locked": true, "schema_version": 3, "solution": false, "task": false}
 def kernel_numbers(process, t, s, eta):
-    """k, c_Delta, c_1 and c_2 of the step from t to s."""
+    """k, c_Delta, c_1 and c_2 of the step from t to s, for processes with a^2 + b^2 = 1."""
     (a, b), (a_s, b_s) = process.coefficients(t), process.coefficients(s)
     c1 = eta * (b_s / b) * (1 - (a / a_s) ** 2).sqrt()
     c2 = (b_s**2 - c1**2).sqrt()
