@@ -60,6 +60,9 @@ def timed_mlp(
 ) -> TimedMLP:
     """Residual network of a point, a time and a context, exactly zero before training.
 
+    In long or fast training the inputs of the last SiLU drift to where it is nearly 0 (digits, Adam at 2e-3: a quarter to
+    three quarters of them below -4), and at worst the network stays near zero; smaller steps help.
+
     Args:
         dim: number of features, in and out.
         width: features between the blocks, and units of each block's hidden layer.

@@ -300,7 +300,7 @@ assert model.calls == 1, f"one step to sigma = 0 makes {model.calls} calls of th
 from unittest.mock import patch
 
 with patch("refimpl.diffusion.steps.check_clock", side_effect=AssertionError("heun calls a sampler of the package")):
-    heun(model, x, torch.tensor([2.0, 1.0], dtype=F64))
+    heun(model, x, EDM().times(2))
 for times, wanted in ((EDM().times(18), 35), (EDM().times(18)[:-1], 34), (EDM().times(5), 9)):
     model = exact(ring(), EDM())
     heun(model, 80 * normal([3, 2], 30), times)
