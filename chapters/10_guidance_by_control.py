@@ -1295,7 +1295,7 @@ claim("DTM-14", patch_psnr["blur", "ndtm"] - patch_psnr["blur", "dps"])
 
 
 # %% [markdown]
-# **What you saw.** NDTM's learning rate must be far below the digits', which costs decibels here: the step must fit the scale of the data, and the one setting that "serves all tasks" serves them on *one* kind of image. The start matters, too: given the choice, both mostly take the late one. How far NDTM is ahead then depends on the patches, as the lines above and the five seeds of the ledger say.
+# **What you saw.** NDTM's learning rate must be far below the digits', which costs decibels here: the step must fit the scale of the data, and the one setting that "serves all tasks" serves them on *one* kind of image. The start matters, too: given the choice, both mostly take the late one. But do not build on DTM-14: it holds at the seed of this page, and the ledger has a seed at which DPS is ahead. The PSNR of a patch ranges over tens of decibels, from smooth sky to foliage, so that means over a few hundred patches, and choices made on a hundred, are less certain than the gap between the best candidates of both methods is wide. With both tuned, take them as about equal here.
 #
 # ### Networks that others trained
 #
