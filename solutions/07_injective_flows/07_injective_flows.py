@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 07: injective flows
+# # Exercises 07: Injective flows
 #
 # Read [chapter 07](../../chapters/07_injective_flows.ipynb) first. The sheet takes two to three hours. Each task brings what it needs: if one resists, go on with the next.
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 08: free-form flows on manifolds
+# # Exercises 08: Free-form flows on manifolds
 #
 # Read [chapter 08](../../chapters/08_manifold_free_form_flows.ipynb) first. The sheet takes two to three hours. Each task brings what it needs: if one resists, go on with the next.
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 09: diffusion and flow matching
+# # Exercises 09: Diffusion and flow matching
 #
 # Read [chapter 09](../../chapters/09_diffusion_and_flow_matching.ipynb) first. The sheet takes two to three hours. Each task brings what it needs: if one resists, go on with the next.
 #

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Exercises 10: guidance by control
+# # Exercises 10: Guidance by control
 #
 # Read [chapter 10](../../chapters/10_guidance_by_control.ipynb) first. The sheet takes two to three hours. Each task brings what it needs: if one resists, go on with the next.
 #
