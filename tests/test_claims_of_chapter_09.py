@@ -179,11 +179,16 @@ def _():
 
 
 @functools.cache
-def order_of_convergence(sampler):
+def fine_solution():
     # Wider than the ring: few points suffice for clean slopes.
     edm, wide = EDM(), NormalMixture(CENTRES.double(), 0.4**2 * torch.eye(2, dtype=F64).repeat(9, 1, 1))
     model, start = exact_model(wide, edm), edm.initial([300, 2], CENTRES.double(), source(6))
-    fine = heun(model, start, edm.times(1600))
+    return edm, model, start, heun(model, start, edm.times(1600))
+
+
+@functools.cache
+def order_of_convergence(sampler):
+    edm, model, start, fine = fine_solution()
     errors = [(sampler(model, start, edm.times(n)) - fine).norm(dim=1).median().item() for n in (36, 72, 144)]
     return [math.log2(errors[0] / errors[1]), math.log2(errors[1] / errors[2])]
 
