@@ -1168,7 +1168,7 @@ claim("DTM-11", gain_at_best)
 claim("DTM-12", [gain["JPEG"], gain["inpainting"], gain["pooling"]])
 
 # %% [markdown]
-# **What you saw.** With forty calls NDTM has the higher PSNR in three of four tasks, and with one setting, as the paper claims; for the linear pooling DPS wins, so DTM-12 does not hold as it stands. Part of what looks like a method's merit is its *start*: given a late start and little fresh noise, DPS comes much nearer in the non-linear blur than with the settings it was published with. And the Fréchet distance tells another story than PSNR: nearer to the truth is not the same as more like a digit.
+# **What you saw.** With forty calls NDTM has the higher PSNR in three of four tasks, and with one setting, as the paper claims; for the linear pooling DPS wins, so DTM-12 does not hold as it stands. Part of what looks like a method's merit is its *start*: given a late start and little fresh noise, DPS comes much nearer in the non-linear blur than with the settings it was published with. DTM-11 rests on a choice as well: there NDTM's start, too, is the best for the task; with its one setting the gain is smaller, and at some seeds below the bound. And the Fréchet distance tells another story than PSNR: nearer to the truth is not the same as more like a digit.
 #
 # ### An unknown blur
 #
